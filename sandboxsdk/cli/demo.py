@@ -1,0 +1,206 @@
+"""The demo: a task on a real directory, commands that do damage in it, and the way back.
+
+Every figure that it shows is measured while it runs, and every claim is checked.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
+
+from sandboxsdk import clock
+from sandboxsdk.home import Home
+from sandboxsdk.model import Change
+from sandboxsdk.sandbox import Sandbox
+from sandboxsdk.task import Task
+from sandboxsdk.units import format_seconds, format_size
+
+from .screen import Screen, cells, printable
+from .survey import Survey
+
+T = TypeVar("T")
+
+_PROGRAM = "python -m sandboxsdk"
+_STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_COMMAND_SECONDS_MAX = 120.0
+_EDITED_MAX = 200  # files
+_REMOVED_MAX = 20_000  # entries; the diff lists each of them
+_OUTPUT = "demo-build"
+_RENAMING = r"s/\bself\b/this/g"
+_APPENDING = "$ a edited in a sandbox"
+_VERBS = {"modified": "~", "removed": "-", "added": "+", "renamed": ">", "type": "~", "mode": "~"}
+_ESCAPES = (
+    "cat /etc/shadow",
+    "touch /usr/bin/env",
+    "mount -t tmpfs none /usr",
+    "bash -c ': < /dev/tcp/1.1.1.1/443'",
+)
+
+
+def demo(directory: str | None, home: Home, screen: Screen, *, keep: bool) -> int:
+    """Show on a directory (None: Python's own library) what a sandbox is; give the exit code.
+
+    Raises:
+        SandboxError: a box cannot be made here, or the directory cannot be worked on.
+    """
+    # Modules that we import from now on must not be cached in the very directory that we watch.
+    sys.dont_write_bytecode = True
+    root = os.path.realpath(directory or sysconfig.get_path("stdlib"))
+    screen.say(f"{screen.paint('sandboxsdk demo', 'bold')} on {printable(root)}")
+    before = Survey(root)
+    screen.say(f"{before}")
+    with _uninterrupted() as interruptible:
+        task, seconds = _timed(lambda: Task.create("demo", name="demo", workspace=root, home=home))
+        try:
+            screen.step("Create a task", format_seconds(seconds))
+            screen.tell(f"a private view of {before.entries:,} entries; none was copied or read")
+            with Sandbox(task) as box, interruptible():
+                _open(box, screen)
+                _build(box, before, screen, renaming=directory is None)
+                changes = _diff(box, screen)
+                fine = _is_untouched(root, before, screen)
+                fine = _is_tight(box, screen) and fine
+        except BaseException:
+            keep = False
+            raise
+        finally:
+            seconds = 0.0 if keep else _timed(task.delete)[1]
+    if keep:
+        screen.step("Keep the task")
+        screen.tell(f"see: {_PROGRAM} diff {task.id} --home {_quoted(home.path)}")
+    else:
+        screen.step("Undo: delete the task", format_seconds(seconds))
+        gone = not os.path.lexists(task.directory)
+        fine = fine and gone
+        what = f"nothing is left of {len(changes):,} changes" if gone else "something is left"
+        screen.judge(gone, what)
+    if directory is None:
+        screen.say(f"\nOn a directory of yours: {_PROGRAM} demo DIRECTORY")
+    return 0 if fine else 1
+
+
+def _open(box: Sandbox, screen: Screen) -> None:
+    about, seconds = _timed(box.describe)
+    screen.step("Open a box", format_seconds(seconds))
+    user, network = about.user.partition(" inside")[0], about.network.partition(":")[0]
+    screen.tell(f"{about.runtime} {about.version}; {user}; network: {network}; view: /workspace")
+
+
+def _build(box: Sandbox, before: Survey, screen: Screen, *, renaming: bool) -> None:
+    """Edit texts, build something out of them, and remove a lot."""
+    expression = _RENAMING if renaming else _APPENDING
+    texts = [path for path in before.texts if path.endswith(".py") or not renaming]
+    folders = {n: s for n, s in before.folders.items() if s <= _REMOVED_MAX and n[0] not in "._"}
+    victim = max(folders, key=folders.__getitem__, default=None)
+    if victim is not None:
+        removed = [victim]
+        texts = [path for path in texts if not path.startswith(f"{victim}/")]
+    else:  # Nothing but files, or the folders are somebody else's: then half of the files.
+        removed, texts = texts[1::2], texts[::2]
+    texts = texts[:_EDITED_MAX]
+    lines: list[tuple[str, str]] = []
+    total = 0.0
+    for command, paths, output in (
+        (f"sed -i {_quoted(expression)}", texts, ""),
+        ("mkdir -p", [_OUTPUT], ""),
+        ("wc -l", texts, f" > {_OUTPUT}/lines.txt"),
+        ("gzip -c", texts, f" > {_OUTPUT}/texts.gz"),
+        ("rm -rf", removed, ""),
+    ):
+        if not paths:
+            continue
+        # By standard input: names may hold anything, and there may be many.
+        names = b"".join(os.fsencode(f"./{path}") + b"\0" for path in paths)
+        script = f"xargs -0 {command}{output}"
+        result = box.exec(script, input=names, timeout=_COMMAND_SECONDS_MAX)
+        total += result.duration
+        cost = format_seconds(result.duration)
+        shown = screen.names(paths, screen.room - cells(f"$ {command} {output}  {cost}"))
+        lines.append((f"$ {command} {shown}{output}", cost))
+        if not result.ok:
+            lines.append((f"  {screen.fit(_first_line(result.stderr), screen.room - 2)}", ""))
+    screen.step("Run a build step that goes wrong", format_seconds(total))
+    for line, cost in lines:
+        screen.tell(line, cost)
+    if before.fixed:
+        screen.tell("(what belongs to another user, or is read-only, stays so in the box)")
+
+
+def _diff(box: Sandbox, screen: Screen) -> Sequence[Change]:
+    changes, seconds = _timed(box.diff)
+    screen.step("See what changed", format_seconds(seconds))
+    for kind, sign in _VERBS.items():
+        paths = [change.path for change in changes if change.kind == kind]
+        if paths:
+            head = f"{sign} {len(paths):>6,} {kind:<10}"
+            shown = screen.names(paths, screen.room - cells(head), count=False)
+            screen.tell(screen.change(head) + shown)
+    disk = box.stats().disk_bytes
+    if disk is not None:
+        screen.tell(f"kept beside the directory: {format_size(disk)}")
+    return changes
+
+
+def _is_untouched(root: str, before: Survey, screen: Screen) -> bool:
+    """Walk through the directory again and compare."""
+    now = Survey(root)
+    same = now.fingerprint == before.fingerprint
+    screen.step("Look at the directory itself")
+    screen.tell(f"before  {before}")
+    screen.tell(f"now     {now}")
+    screen.judge(same, "nothing in it was written" if same else "somebody changed it meanwhile")
+    return same
+
+
+def _is_tight(box: Sandbox, screen: Screen) -> bool:
+    screen.step("Try to break out, as root of the box")
+    tight = True
+    for command in _ESCAPES:
+        result = box.exec(command, user="root", timeout=_COMMAND_SECONDS_MAX)
+        tight = tight and not result.ok
+        reason = _first_line(result.stderr).rpartition(": ")[2].rstrip(".")
+        answer = "it worked!" if result.ok else reason
+        screen.judge(not result.ok, f"$ {command}", answer)
+    return tight
+
+
+def _first_line(stderr: str) -> str:
+    return printable(stderr.strip().partition("\n")[0])
+
+
+def _quoted(text: str) -> str:
+    return printable(shlex.quote(text))
+
+
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
+    began = clock.monotonic()
+    result = call()
+    return result, clock.monotonic() - began
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Hold signals that end us back in this block, except in blocks of what it gives.
+
+    So there is no moment at which a task exists that nobody is going to delete.
+    """
+
+    @contextmanager
+    def interruptible() -> Iterator[None]:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield interruptible
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)

@@ -1,0 +1,102 @@
+"""Bytes of stored records: msgspec for the shape, BLAKE3 for the digest. Owner of both libraries.
+
+Decoding trusts nothing: it is typed, it bounds what it reads, and every failure is `Corrupt`.
+Any str comes back as it was: names of files are any bytes, which Python holds as lone surrogates,
+and JSON has no way to say. They are written as NUL and four hexadecimal digits; so is NUL itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from blake3 import blake3
+
+from .errors import Corrupt
+
+T = TypeVar("T")
+
+_encoder = msgspec.json.Encoder()
+_NUL_IN_JSON = b"\\u0000"
+_UNSAFE = re.compile("[\0\ud800-\udfff]")
+_ESCAPED = re.compile("\0([0-9a-f]{4})")
+
+
+def encode_json(value: object) -> bytes:
+    """Encode a value as JSON, on one line."""
+    try:
+        data = _encoder.encode(value)
+    except UnicodeEncodeError:
+        data = _NUL_IN_JSON
+    if _NUL_IN_JSON in data:
+        data = _encoder.encode(_rewritten(msgspec.to_builtins(value), _escape))
+    return data
+
+
+def decode_json(data: bytes, kind: type[T], *, path: str) -> T:
+    """Decode one JSON value of type `kind`.
+
+    Raises:
+        Corrupt: not JSON, not of this shape, or nested beyond reason; `path` names where it lay.
+    """
+    try:
+        if _NUL_IN_JSON not in data:
+            return msgspec.json.decode(data, type=kind)
+        return msgspec.convert(_rewritten(msgspec.json.decode(data), _unescape), kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Corrupt(path=path, reason=f"is not a {kind.__name__}: {error}") from error
+
+
+def digest(data: bytes) -> str:
+    """BLAKE3-256, in 64 hexadecimal characters."""
+    return blake3(data).hexdigest()
+
+
+class Hasher:
+    """An incremental `digest`."""
+
+    def __init__(self) -> None:
+        self._hash = blake3()
+
+    def update(self, data: bytes) -> None:
+        self._hash.update(data)
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def to_builtins(value: object) -> Any:
+    """Give a Struct as plain dicts and lists, to be stored inside another record."""
+    return msgspec.to_builtins(value)
+
+
+def to_struct(value: object, kind: type[T], *, path: str) -> T:
+    """Give the Struct that plain dicts and lists stand for.
+
+    Raises:
+        Corrupt: they do not have its shape; `path` names where they lay.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise Corrupt(path=path, reason=f"is not a {kind.__name__}: {error}") from error
+
+
+def _rewritten(value: Any, rewrite: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return rewrite(value)
+    if isinstance(value, dict):
+        return {_rewritten(key, rewrite): _rewritten(item, rewrite) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rewritten(item, rewrite) for item in value]
+    return value
+
+
+def _escape(text: str) -> str:
+    return _UNSAFE.sub(lambda found: f"\0{ord(found[0]):04x}", text)
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)

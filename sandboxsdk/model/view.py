@@ -1,0 +1,37 @@
+"""How a workspace is to be mounted: what the workspace room tells the runtime room, which does not
+know it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A file or directory of the host, pinned by its identity so that a swap is noticed.
+
+    `owner` is its uid and gid: when root runs a box, the box acts as the owner of what it is given.
+    """
+
+    path: str
+    device: int
+    inode: int
+    owner: tuple[int, int] = (0, 0)
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """The files behind /workspace.
+
+    Attributes:
+        kind: "overlay" puts `upper` over `lowers`; "bind" is the directory `task` itself.
+        lowers: read-only directories, top layer first; the last is the user's own directory.
+        task: the directory that `upper` and `work` (names relative to it) lie in.
+    """
+
+    kind: Literal["overlay", "bind"]
+    task: Place
+    lowers: tuple[Place, ...] = ()
+    upper: str = ""
+    work: str = ""

@@ -1,0 +1,434 @@
+"""The Sandbox: what a user holds in a with block. It decides little and delegates everything."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from sandboxsdk import clock
+from sandboxsdk.errors import BoxLost, CapabilityError, CommandFailed, UsageError
+from sandboxsdk.home import Home
+from sandboxsdk.ids import new_id
+from sandboxsdk.model import (
+    Change,
+    Description,
+    ExecResult,
+    Image,
+    Limits,
+    Mount,
+    Network,
+    Secret,
+    Spec,
+    Usage,
+    Workspace,
+    check_many,
+    check_one,
+)
+from sandboxsdk.runtime import BoxPlan, Instance, Runtime, Watch
+from sandboxsdk.task import Session, Task, make
+from sandboxsdk.workspace import OpenWorkspace
+
+from . import execution
+from .claim import claim, let_go
+from .command import (
+    Typed,
+    check_max_output,
+    input_bytes,
+    resolve_command,
+    shown,
+    time_limit,
+)
+from .execution import MAX_OUTPUT, OnOutput
+from .files import Files
+from .process import Process
+from .pump import Pump
+from .requirement import check_required
+
+EVENTS = ("entered", "exec", "spawn", "lost", "closed")
+
+
+class Sandbox:
+    """A box around a task, a directory, or nothing; it runs commands while its with block lasts.
+
+    Args:
+        task_or_path: a Task works on its own lasting workspace; a path or None makes a throwaway
+            task that is deleted at the end of the block unless `keep`.
+        image, limits, network, secrets, env, mounts, runtime: replace what the task says, for this
+        box.
+        require: names of what must be enforced: "memory", "pids", "cpus", "disk", "network".
+        session: what a command leaves running stays until the block ends.
+        keep: keep the task of a throwaway box.
+
+    Raises:
+        UsageError: a setting that cannot be.
+        CapabilityError: something in `require` is not enforced here.
+        WorkspaceInvalid: the path cannot be a workspace.
+    """
+
+    def __init__(
+        self,
+        task_or_path: Task | str | os.PathLike[str] | Workspace | None = None,
+        *,
+        image: Image | None = None,
+        limits: Limits | None = None,
+        network: Network | None = None,
+        secrets: Sequence[Secret] = (),
+        env: Mapping[str, str] | None = None,
+        mounts: Sequence[Mount] = (),
+        runtime: str = "auto",
+        require: Sequence[str] = (),
+        session: bool = False,
+        keep: bool = False,
+        home: Home | None = None,
+    ) -> None:
+        self.id = new_id()
+        given_task = task_or_path if isinstance(task_or_path, Task) else None
+        if home is not None:
+            check_one(home, Home, what="home")
+        self._home = given_task.home if given_task else home or Home.default()
+        base = given_task.spec if given_task else Spec()
+        self._spec = base.overridden(
+            image=image,
+            limits=limits,
+            network=network,
+            secrets=check_many(secrets, Secret, what="secrets") or None,
+            env=env,
+            mounts=check_many(mounts, Mount, what="mounts") or None,
+            runtime=runtime if runtime != "auto" else None,
+        )
+        self._given = task_or_path
+        self._task = given_task
+        self._session_mode = session
+        self._keep = keep
+        self._runtime: Runtime = self._home.runtime(self._spec.runtime)
+        check_required(require, self._runtime.limit_states(self._spec.limits))
+        self._guard = threading.RLock()
+        self._session: Session | None = None
+        self._entered_by = 0
+        self._workspace: OpenWorkspace | None = None
+        self._instance: Instance | None = None
+        self._watch: Watch | None = None
+        self._processes: list[Process] = []
+        self._callbacks: list[tuple[str, Callable[[Mapping[str, Any]], object]]] = []
+
+    def __enter__(self) -> Self:
+        if self._session is not None:
+            raise UsageError(what="with", value=self.id, reason="this box is entered already")
+        if self._task is None:
+            self._home.sweep()
+            self._task = self._make_task()
+        session = self._task.attach()
+        session.__enter__()
+        self._entered_by = os.getpid()
+        self._session = session
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._entered_by != os.getpid():
+            # A forked child that leaves the block: box, lease and files are its parent's.
+            self._session = None
+            return
+        with self._guard:
+            # From here on no other thread can start the box again.
+            session, self._session = self._session, None
+        try:
+            self._stop()
+        finally:
+            if session is not None:
+                session.__exit__(kind, error, trace)
+            if self._task is not None and self._task.throwaway:
+                throwaway, self._task = self._task, None
+                throwaway.discard()
+
+    @property
+    def task(self) -> Task:
+        """The task behind the box; a throwaway one exists only inside the block."""
+        if self._task is None:
+            raise UsageError(what="task", value=None, reason="a throwaway box has one in its block")
+        return self._task
+
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime that runs it."""
+        return self._runtime.name
+
+    def exec(
+        self,
+        command: Typed,
+        *,
+        timeout: float | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        input: str | bytes | None = None,  # noqa: A002 - the word users know from subprocess
+        check: bool = False,
+        on_output: OnOutput = None,
+        max_output: int = MAX_OUTPUT,
+    ) -> ExecResult:
+        """Run a command and wait until it and everything it started are dead.
+
+        Args:
+            command: a str is run by /bin/sh -c, a list as it is.
+            timeout: seconds; then everything is killed.
+            cwd: below /workspace unless absolute.
+            user: "sandbox" or "root" (uid 0 of the box, with no rights on the host).
+            input: what it reads from its standard input; nothing if None.
+            check: raise if it does not exit with 0.
+            on_output: called with (stream, bytes) in this thread, or "inherit" to copy to our own
+                streams.
+            max_output: bytes kept per stream; the rest is thrown away and `truncated` set.
+
+        Raises:
+            CommandFailed: check was asked for and failed.
+            ExecTimeout: the time was over; `.result` has the output so far.
+            ExecStartError: there is no such program or directory.
+            BoxLost: the box died before.
+        """
+        resolved = self._resolve(command, cwd=cwd, call_env=env, user=user)
+        limit = time_limit(timeout, self._spec.limits.wall_time)
+        data = b"" if input is None else input_bytes(input)
+        check_max_output(max_output)
+        instance = self._entered()
+        assert self._watch is not None
+        text = shown(command)
+        result = execution.run(
+            instance,
+            resolved,
+            text=text,
+            data=data,
+            timeout=limit,
+            max_output=max_output,
+            on_output=on_output,
+            watch=self._watch,
+        )
+        self._tell("exec", {"command": text, "result": result})
+        if result.reason == "lost":
+            self._tell("lost", {"command": text})
+        if check and not result.ok:
+            raise CommandFailed(command=text, result=result)
+        return result
+
+    def spawn(
+        self,
+        command: Typed,
+        *,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        pty: bool = False,
+        rows: int = 24,
+        columns: int = 80,
+        max_output: int = MAX_OUTPUT,
+    ) -> Process:
+        """Start a command that stays until its block, or the box's, ends.
+
+        Args:
+            pty: give it a terminal; then all output is "stdout".
+            rows, columns: the terminal's size.
+            max_output: unread bytes kept per stream.
+
+        Raises:
+            ExecStartError: there is no such program or directory.
+        """
+        resolved = self._resolve(command, cwd=cwd, call_env=env, user=user, terminal=pty)
+        check_max_output(max_output)
+        instance = self._entered()
+        assert self._watch is not None
+        before = instance.pressure()
+        terminal = -1
+        if pty:
+            running, readers, writer = execution.start_on_terminal(
+                instance, resolved, rows=rows, columns=columns
+            )
+            terminal = writer
+        else:
+            running, readers, writer = execution.start(instance, resolved, with_input=True)
+        text = shown(command)
+        ended = running.await_start()
+        if ended is not None and not ended.started and not ended.lost:
+            raise execution.unstarted(running, readers, writer, ended, text)
+        process = Process(
+            instance,
+            running,
+            lambda take: Pump(running, readers, writer, take),
+            text=text,
+            max_output=max_output,
+            wall_time=self._spec.limits.wall_time,
+            watch=self._watch,
+            before=before,
+            terminal=terminal,
+            on_end=self._forget,
+        )
+        with self._guard:
+            self._processes.append(process)
+        if process.over:
+            # Its thread may have looked for it before it was there.
+            self._forget(process)
+        self._tell("spawn", {"command": text})
+        return process
+
+    def diff(self, since: None = None) -> list[Change]:
+        """Tell what differs from the task's beginning; costs what changed, not what exists."""
+        if since is not None:
+            raise CapabilityError(
+                wanted="diff since a checkpoint", reason="this version has no checkpoints"
+            )
+        self._inside()
+        return self._open_workspace().diff()
+
+    @property
+    def files(self) -> Files:
+        """The files of the box: /workspace, /tmp and /home/sandbox. No symlink is ever followed."""
+        return Files(lambda: self._entered().trees)
+
+    def stats(self) -> Usage:
+        """Tell what the box uses now."""
+        instance = self._entered()
+        usage = instance.usage()
+        disk = self._open_workspace().disk_bytes()
+        latest = self._watch.latest if self._watch is not None else None
+        memory, pids = usage.memory_bytes, usage.pids
+        if memory is None and latest is not None:
+            memory, pids = latest.rss_bytes, latest.threads
+        return msgspec.structs.replace(usage, memory_bytes=memory, pids=pids, disk_bytes=disk)
+
+    def update(self, limits: Limits) -> None:
+        """Change the limits of the open box.
+
+        Raises:
+            HostRefused: the kernel refuses, e.g. a memory limit below what is in use.
+        """
+        self._entered().update(limits)
+        self._spec = self._spec.overridden(limits=limits)
+        if self._watch is not None:
+            self._watch.update(limits)
+
+    def pause(self) -> None:
+        """Stop every process of the box where it is, until `unpause`."""
+        self._entered().pause()
+
+    def unpause(self) -> None:
+        """Let the processes go on."""
+        self._entered().unpause()
+
+    def describe(self) -> Description:
+        """Tell what isolates this box and how each limit is kept."""
+        described = self._entered().describe()
+        notes = (*described.notes, *self._open_workspace().notes())
+        return msgspec.structs.replace(described, notes=notes)
+
+    def on(self, event: str, callback: Callable[[Mapping[str, Any]], object]) -> None:
+        """Have `callback` called with the facts of an event, in the thread where it happens.
+
+        Args:
+            event: "entered", "exec", "spawn", "lost" or "closed".
+
+        Raises:
+            UsageError: there is no such event.
+        """
+        if event not in EVENTS:
+            hint = f"one of: {', '.join(EVENTS)}"
+            raise UsageError(what="event", value=event, reason="is unknown", hint=hint)
+        self._callbacks.append((event, callback))
+
+    def __repr__(self) -> str:
+        state = "open" if self._session is not None else "closed"
+        return f"Sandbox({self._given!r}, id={self.id!r}, {state})"
+
+    def _make_task(self) -> Task:
+        given = self._given
+        workspace = given if isinstance(given, Workspace) else Workspace.private(given)
+        return make(
+            f"box {self.id}",
+            home=self._home,
+            workspace=workspace,
+            spec=self._spec,
+            throwaway=not self._keep,
+        )
+
+    def _resolve(self, command: Typed, **how: Any) -> Any:
+        return resolve_command(command, env=self._spec.env, **how)
+
+    def _inside(self) -> Task:
+        if self._session is None or self._task is None:
+            hint = "write `with Sandbox(...) as box:` and use it inside"
+            raise UsageError(what="box", value=self.id, reason="is not entered", hint=hint)
+        if self._entered_by != os.getpid():
+            hint = "a forked child enters a Sandbox of its own"
+            reason = "was entered by another process"
+            raise UsageError(what="box", value=self.id, reason=reason, hint=hint)
+        return self._task
+
+    def _open_workspace(self) -> OpenWorkspace:
+        with self._guard:
+            if self._workspace is None:
+                self._workspace = self._inside().workspace()
+            return self._workspace
+
+    def _entered(self) -> Instance:
+        """Give the running instance, starting it at the first use."""
+        with self._guard:
+            task = self._inside()
+            if self._instance is not None:
+                if not self._instance.alive():
+                    raise BoxLost(box=self.id, reason="its processes were ended from outside")
+                return self._instance
+            if task.record.workspace.mode == "private":
+                claim(task.directory, self.id)
+            workspace = self._open_workspace()
+            plan = BoxPlan(
+                id=self.id,
+                spec=self._spec,
+                view=workspace.prepare(),
+                workspace=workspace.describe(),
+                keepsakes=(task.lease_descriptor(),),
+                forbidden=(self._home.path,),
+                caches=self._home.caches,
+                scratch=task.directory,
+                linger=self._session_mode,
+            )
+            began = clock.monotonic()
+            self._instance = self._runtime.enter(plan)
+            self._watch = Watch(self._spec.limits, disk=workspace.disk_bytes)
+        self._tell("entered", {"seconds": clock.monotonic() - began})
+        return self._instance
+
+    def _stop(self) -> None:
+        with self._guard:
+            processes, self._processes = self._processes, []
+            instance, self._instance = self._instance, None
+            watch, self._watch = self._watch, None
+            self._workspace = None
+        for process in processes:
+            process.kill()
+        if watch is not None:
+            watch.close()
+        try:
+            if instance is not None:
+                instance.close()
+        finally:
+            let_go(self.id)
+            for process in processes:
+                process.join()
+        if instance is not None:
+            self._tell("closed", {})
+
+    def _forget(self, process: Process) -> None:
+        with self._guard:
+            if process in self._processes:
+                self._processes.remove(process)
+
+    def _tell(self, event: str, facts: Mapping[str, Any]) -> None:
+        for wanted, callback in list(self._callbacks):
+            if wanted == event:
+                callback(facts)

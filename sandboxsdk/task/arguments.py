@@ -1,0 +1,105 @@
+"""What people pass to a task's functions: wrong values are refused before anything happens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from sandboxsdk import ids
+from sandboxsdk.errors import TaskNotFound, UsageError
+from sandboxsdk.home import Home
+from sandboxsdk.model import Status, TaskRecord, check_name, check_one
+
+_DESCRIPTION_LENGTH_MAX = 100_000
+
+
+def check_description(description: Any) -> str:
+    """Give text of bounded length.
+
+    Raises:
+        UsageError: it cannot be that.
+    """
+    if not isinstance(description, str) or "\0" in description:
+        hint = "say in words what is to be done"
+        reason = "must be text without NUL"
+        raise UsageError(what="description", value=description, reason=reason, hint=hint)
+    if len(description) > _DESCRIPTION_LENGTH_MAX:
+        reason = f"must have at most {_DESCRIPTION_LENGTH_MAX} characters"
+        hint = "keep the long text in a file of the workspace"
+        raise UsageError(
+            what="description", value=f"{description[:60]}...", reason=reason, hint=hint
+        )
+    return description
+
+
+def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
+    """Give a plain dict of labels.
+
+    Raises:
+        UsageError: it cannot be that.
+    """
+    checked: dict[str, str] = {}
+    if labels is not None and not isinstance(labels, Mapping):
+        hint = 'pass a dict such as {"team": "web"}'
+        raise UsageError(what="labels", value=labels, reason="must be a mapping", hint=hint)
+    for key, value in (labels or {}).items():
+        checked[check_name(key, what="label")] = check_name(value, what=f"label {key}")
+    return checked
+
+
+def check_parent(parent: Any, home: Home) -> str | None:
+    """Give the id of a task that is there.
+
+    Raises:
+        UsageError, TaskNotFound: it cannot be that.
+    """
+    if parent is None:
+        return None
+    hint = "pass a Task, or the id of one that Task.list() gives"
+    if not isinstance(parent, str) or not ids.is_id(parent):
+        raise UsageError(what="parent", value=parent, reason="is not the id of a task", hint=hint)
+    if not os.path.isdir(home.directory(parent)):
+        raise TaskNotFound(wanted=parent, home=home.path)
+    return parent
+
+
+def check_home(given: Home | None) -> Home:
+    """Give the home that was given, or the default one.
+
+    Raises:
+        UsageError: it cannot be that.
+    """
+    if given is None:
+        return Home.default()
+    check_one(given, Home, what="home")
+    return given
+
+
+class Filter:
+    """Which tasks `list` gives; what is None fits all."""
+
+    def __init__(self, *, status: Any, labels: Any, parent: Any, text: Any) -> None:
+        known = get_args(Status)
+        if status is not None and status not in known:
+            hint = f"one of: {', '.join(known)}"
+            raise UsageError(what="status", value=status, reason="is unknown", hint=hint)
+        for what, value in (("parent", parent), ("text", text)):
+            if value is not None and not isinstance(value, str):
+                hint = f"pass {what} as a str"
+                raise UsageError(what=what, value=value, reason="must be text", hint=hint)
+        self._status = status
+        self._labels = check_labels(labels)
+        self._parent = parent
+        self._text = None if text is None else text.lower()
+
+    def fits(self, record: TaskRecord) -> bool:
+        return (
+            (self._status is None or record.status == self._status)
+            and (self._parent is None or record.parent == self._parent)
+            and all(record.labels.get(key) == value for key, value in self._labels.items())
+            and (
+                self._text is None
+                or self._text in f"{record.name or ''} {record.description}".lower()
+            )
+        )

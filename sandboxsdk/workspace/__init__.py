@@ -1,0 +1,21 @@
+"""The files behind /workspace: a private view by one overlay layer, or a directory itself.
+
+Decides what may be a workspace, keeps a private view's storage inside a task's directory, says how
+it is to be mounted (a `View`), and tells what changed. Mounts nothing, starts nothing, and knows
+neither tasks, leases nor boxes: whoever calls holds the task.
+
+Invariants: a user's directory is read and never written by a private workspace; no link is followed
+once a path was resolved; nothing in an upper layer is modified; `diff` costs what changed, not what
+exists.
+"""
+
+from .validity import resolve
+from .workspace import DirectWorkspace, OpenWorkspace, OverlayWorkspace, open_workspace
+
+__all__ = [
+    "DirectWorkspace",
+    "OpenWorkspace",
+    "OverlayWorkspace",
+    "open_workspace",
+    "resolve",
+]
