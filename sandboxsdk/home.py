@@ -92,11 +92,11 @@ class Home:
         if expanded.startswith("~"):
             hint = 'name the directory in full, or write "./~..." for one with such a name'
             raise UsageError(what="home", value=wanted, reason="names no known user", hint=hint)
-        self.path = os.path.realpath(expanded)
+        self.path: str = os.path.realpath(expanded)
         if len(os.fsencode(self.path)) > _PATH_BYTES_MAX:
             hint = f"name one with at most {_PATH_BYTES_MAX} bytes in its path"
             raise UsageError(what="home", value=wanted, reason="is too long a path", hint=hint)
-        self.read_only = read_only
+        self.read_only: bool = read_only
         self._runtimes: dict[str, Runtime] = {}
         with translated("open home", self.path):
             self._open()

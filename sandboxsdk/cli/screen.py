@@ -42,8 +42,8 @@ class Screen:
         stream = sys.stdout
         # A lone surrogate or a terminal that is not UTF-8 must not end the program.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
-        self.terminal = stream.isatty()
-        self.width = max(40, min(shutil.get_terminal_size().columns, _WIDTH_MAX))
+        self.terminal: bool = stream.isatty()
+        self.width: int = max(40, min(shutil.get_terminal_size().columns, _WIDTH_MAX))
         plain = environment("NO_COLOR") or environment("TERM") == "dumb"
         self._coloured = self.terminal and not plain
         drawing = stream.encoding.lower().replace("-", "") == "utf8"

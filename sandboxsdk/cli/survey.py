@@ -37,7 +37,9 @@ class Survey:
             os.listdir(root)
         except OSError as error:
             raise WorkspaceInvalid(path=root, reason=os.strerror(error.errno or 0)) from error
-        self.entries, self.size, self.newest = 0, 0, found.st_ctime_ns
+        self.entries: int = 0
+        self.size: int = 0
+        self.newest: int = found.st_ctime_ns
         self.texts: list[str] = []
         self.folders: dict[str, int] = {}
         self._root, self._device = root, found.st_dev

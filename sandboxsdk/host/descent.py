@@ -129,7 +129,7 @@ class Cursor:
     ) -> None:
         self._opener, self._root, self._base, self._force = opener, root, list(base), force
         self._trail: list[tuple[bytes, tuple[int, int]]] = []
-        self.fd = opener.directory(root, base)
+        self.fd: int = opener.directory(root, base)
         try:
             self._unlock(self.fd)
         except BaseException:

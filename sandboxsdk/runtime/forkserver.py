@@ -27,7 +27,7 @@ class ForkServer:
 
     def __init__(self) -> None:
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         self._channel, theirs = holder.pair()
         owner = os.pidfd_open(self.pid)
         try:

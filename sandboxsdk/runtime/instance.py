@@ -72,7 +72,7 @@ class HeldInstance:
         self._paused = False
         self._guard = threading.Lock()
         self._open = True
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         names = (WORKSPACE, "/tmp", HOME)  # noqa: S108 - the guest's own
         self.trees: Mapping[str, Tree] = {
             name: Tree(root, ids=dialect.ids) for name, root in zip(names, roots, strict=True)

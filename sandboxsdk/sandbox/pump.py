@@ -179,8 +179,8 @@ class Gathered:
         self._limit = limit
         # One buffer each: a list of parts would cost a hundred times a program's single bytes.
         self._kept = {"stdout": bytearray(), "stderr": bytearray()}
-        self.truncated = False
-        self.head = b""
+        self.truncated: bool = False
+        self.head: bytes = b""
 
     def add(self, stream: str, data: bytes) -> None:
         if len(self.head) < _HEAD_BYTES:

@@ -86,7 +86,7 @@ class Sandbox:
         keep: bool = False,
         home: Home | None = None,
     ) -> None:
-        self.id = new_id()
+        self.id: str = new_id()
         given_task = task_or_path if isinstance(task_or_path, Task) else None
         if home is not None:
             check_one(home, Home, what="home")

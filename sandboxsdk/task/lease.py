@@ -31,7 +31,7 @@ class Lease:
     """The hold of this process on one task, released with the last of its users."""
 
     def __init__(self, directory: str, task: str) -> None:
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         self._directory = directory
         self._task = task
         self._lock = FileLock(os.path.join(directory, FILE))

@@ -33,7 +33,7 @@ class Session:
             if value is not None:
                 check_name(value, what=what)
         check_timeout(timeout)
-        self.id = session or new_id()
+        self.id: str = session or new_id()
         self.agent = agent
         self.model = model
         self._directory = directory

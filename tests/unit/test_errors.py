@@ -48,14 +48,6 @@ SECOND = {
 }
 
 
-def give_back(error):
-    return error
-
-
-def raise_it(error):
-    raise error
-
-
 @pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
 class TestEvery:
     def test_comes_back_from_pickle_as_it_was(self, kind):
@@ -175,7 +167,7 @@ def test_errors_cross_a_multiprocessing_pool():
     context = multiprocessing.get_context("spawn")
     error = errors.TaskLocked(task="t", holder="process 1", since="now")
     with context.Pool(1) as pool:
-        again = pool.apply(give_back, (error,))
+        again = pool.apply(copy.copy, (error,))
         assert (type(again), again.fields) == (type(error), error.fields)
         with pytest.raises(errors.Denied, match="p: no"):
-            pool.apply(raise_it, (errors.Denied(path="p", reason="no"),))
+            pool.apply(exec, ("raise error", {"error": errors.Denied(path="p", reason="no")}))

@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -324,9 +325,13 @@ def _digest(program: Path) -> str:
 
 def init_is_filtered(stand: Stand) -> None:
     process = stand.spawn("sleep")
-    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-    assert {_status(status)[name] for name in STATUS[:5]} == {"0" * 16}
-    assert _status(status)["Seccomp"] == "2"
+    # It filters itself a moment after it has started the command.
+    deadline = time.monotonic() + 10
+    found = {}
+    while found.get("Seccomp") != "2" and time.monotonic() < deadline:
+        found = _status(Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8"))
+    assert {found[name] for name in STATUS[:5]} == {"0" * 16}
+    assert found["Seccomp"] == "2"
     process.kill()
     found = stand.said("init")
     if found.get("attach") is None:
