@@ -85,6 +85,9 @@ class Starter:
             for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
             os.setsid()
+            # Ahead, too: the kernel may take ten milliseconds to move a process between cgroups.
+            for descriptor in self._cgroups:
+                os.write(descriptor, b"0")
             received = channel.receive()
             if received is not None:
                 channel.drop()
@@ -102,8 +105,6 @@ class Starter:
         streams: Sequence[int],
     ) -> None:
         try:
-            for descriptor in self._cgroups:
-                os.write(descriptor, b"0")
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
             if message["terminal"]:
