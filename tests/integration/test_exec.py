@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
-import random
 import signal
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,43 +23,7 @@ from sandboxsdk.errors import (
 )
 from sandboxsdk.runtime import bubblewrap
 
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def box(home):
-    with Sandbox(home=home) as box:
-        yield box
-
-
-@pytest.fixture
-def mark() -> str:
-    """Give an argument of sleep that no other process of this machine has."""
-    return f"9{random.SystemRandom().randrange(10**9):09}.{next(_numbers)}"
-
-
-def alive(mark: str) -> list[int]:
-    """Give the processes of the host that have this argument."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/cmdline", "rb") as file:
-                    # A shell has it within an argument; sleep has it as one.
-                    if mark.encode() in file.read().split(b"\0"):
-                        found.append(int(name))
-            except OSError:
-                continue
-    return found
-
-
-def until(happened, seconds: float = 20.0):
-    """Wait for something to become true, and give it."""
-    deadline = time.monotonic() + seconds
-    while not (found := happened()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
-    return found
+from .marks import alive, until
 
 
 @contextlib.contextmanager

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import os
-import random
 import signal
 import threading
 import time
@@ -21,43 +19,7 @@ from sandboxsdk.errors import (
     WaitTimeout,
 )
 
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def box(home):
-    with Sandbox(home=home) as box:
-        yield box
-
-
-@pytest.fixture
-def mark() -> str:
-    """Give an argument of sleep that no other process of this machine has."""
-    return f"9{random.SystemRandom().randrange(10**9):09}.{next(_numbers)}"
-
-
-def alive(mark: str) -> list[int]:
-    """Give the processes of the host that have this argument."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/cmdline", "rb") as file:
-                    if mark.encode() in file.read().split(b"\0"):
-                        found.append(int(name))
-            except OSError:
-                continue
-    return found
-
-
-def until(happened, seconds: float = 20.0):
-    """Wait for something to become true, and give it."""
-    deadline = time.monotonic() + seconds
-    while not (found := happened()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
-    return found
-
+from .marks import alive, until
 
 # --- Reading and writing ----------------------------------------------------------------------
 

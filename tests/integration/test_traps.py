@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-import itertools
 import os
-import random
 import signal
 import stat
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -22,22 +19,11 @@ from sandboxsdk.errors import BoxLost, Conflict
 from sandboxsdk.runtime import forkserver
 from sandboxsdk.runtime.instance import _pid_of
 
-_numbers = itertools.count()
+from .marks import until
+
 as_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can make files of other owners on the host"
 )
-
-
-@pytest.fixture
-def box(home):
-    with Sandbox(home=home) as box:
-        yield box
-
-
-@pytest.fixture
-def mark() -> str:
-    """Give an argument of sleep that no other process of this machine has."""
-    return f"9{random.SystemRandom().randrange(10**9):09}.{next(_numbers)}"
 
 
 def processes(name: str) -> dict[int, bytes]:
@@ -55,15 +41,6 @@ def processes(name: str) -> dict[int, bytes]:
 def alive(mark: str) -> list[int]:
     """Give the processes of the host that have this argument."""
     return [pid for pid, line in processes("cmdline").items() if mark.encode() in line.split(b"\0")]
-
-
-def until(happened, seconds: float = 20.0):
-    """Wait for something to become true, and give it."""
-    deadline = time.monotonic() + seconds
-    while not (found := happened()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
-    return found
 
 
 @contextlib.contextmanager
