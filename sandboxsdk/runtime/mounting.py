@@ -17,17 +17,9 @@ from sandboxsdk.model import Mount, Place
 # the second nothing: sockets of daemons, processes and devices are ways out.
 _NEVER_WHOLE = ("/", "/etc", "/usr", "/var", "/boot", "/home", "/root")
 _NEVER_BELOW = ("/proc", "/sys", "/dev", "/run", "/var/run")
-_TARGETS_TAKEN = (
-    "/",
-    "/workspace",
-    "/proc",
-    "/dev",
-    "/sys",
-    "/usr",
-    "/etc",
-    "/tmp",  # noqa: S108 - the guest's own
-    "/home/sandbox",
-)
+# Places that belong to the box: these themselves, and below the second group everything.
+_TARGETS_TAKEN = ("/", "/etc", "/sys", "/tmp", "/run", "/home", "/home/sandbox")  # noqa: S108
+_TARGETS_TAKEN_BELOW = ("/workspace", "/proc", "/dev", "/usr", "/bin", "/sbin", "/lib", "/lib64")
 
 
 class ReadyMount(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,18 +45,16 @@ def resolve_mounts(
         if mount.kind == "cache":
             source = os.path.join(caches, os.path.basename(mount.source))
             _make_cache(source)
-            ready.append(_pin(source, mount.target or source, write=True))
+            target = mount.target or source
+            _check_target(target)
+            ready.append(_pin(source, target, write=True))
         elif mount.kind == "toolchain":
             ready += _toolchain(mount)
         else:
             real = os.path.realpath(os.path.expanduser(mount.source))
             _check_source(mount, real, forbidden)
             target = mount.target or real
-            if target in _TARGETS_TAKEN or target.startswith("/workspace/"):
-                hint = "choose another target, such as /mnt/data"
-                raise UsageError(
-                    what="Mount.target", value=target, reason="belongs to the box", hint=hint
-                )
+            _check_target(target)
             ready.append(_pin(real, target, write=mount.write))
     return ready
 
@@ -90,6 +80,14 @@ def _make_cache(path: str) -> None:
         os.makedirs(path, mode=0o700, exist_ok=True)
     except OSError as error:
         raise HostRefused(what="make", path=path, reason=error.strerror) from error
+
+
+def _check_target(target: str) -> None:
+    path = os.path.normpath(target)
+    below = any(path == top or path.startswith(f"{top}/") for top in _TARGETS_TAKEN_BELOW)
+    if below or path in _TARGETS_TAKEN:
+        hint = "choose another target, such as /mnt/data"
+        raise UsageError(what="Mount.target", value=target, reason="belongs to the box", hint=hint)
 
 
 def place_of(path: str) -> Place:
