@@ -106,7 +106,7 @@ class Sandbox:
         self._session_mode = session
         self._keep = keep
         self._runtime: Runtime = self._home.runtime(self._spec.runtime)
-        check_required(require, self._runtime.limit_states(self._spec.limits))
+        check_required(require, lambda: self._runtime.limit_states(self._spec.limits))
         self._guard = threading.RLock()
         self._session: Session | None = None
         self._entered_by = 0
@@ -122,8 +122,12 @@ class Sandbox:
         if self._task is None:
             self._home.sweep()
             self._task = self._make_task()
-        session = self._task.attach()
-        session.__enter__()
+        try:
+            session = self._task.attach()
+            session.__enter__()
+        except BaseException:
+            self._drop_throwaway()
+            raise
         self._entered_by = os.getpid()
         self._session = session
         return self
@@ -146,9 +150,7 @@ class Sandbox:
         finally:
             if session is not None:
                 session.__exit__(kind, error, trace)
-            if self._task is not None and self._task.throwaway:
-                throwaway, self._task = self._task, None
-                throwaway.discard()
+            self._drop_throwaway()
 
     @property
     def task(self) -> Task:
@@ -344,6 +346,11 @@ class Sandbox:
     def __repr__(self) -> str:
         state = "open" if self._session is not None else "closed"
         return f"Sandbox({self._given!r}, id={self.id!r}, {state})"
+
+    def _drop_throwaway(self) -> None:
+        if self._task is not None and self._task.throwaway:
+            throwaway, self._task = self._task, None
+            throwaway.discard()
 
     def _make_task(self) -> Task:
         given = self._given
