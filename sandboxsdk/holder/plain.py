@@ -7,14 +7,20 @@ import os
 import signal
 from typing import NoReturn
 
+from sandboxsdk import syscalls as sc
+
+from . import descendants
 from .terminal import FROM_TERMINAL
 
 
-def monitor(status: int, arguments: int) -> NoReturn:
+def monitor(status: int, arguments: int, *, linger: bool) -> NoReturn:
     """Run a command and wait for it; say on `status` that it runs and, later, how it ended.
 
-    What it leaves running becomes the holder's, which kills it.
+    What it leaves running is killed here, where it cannot be taken for another command's; with
+    `linger`, or when this process is killed, it becomes the holder's.
     """
+    if not linger:
+        sc.prctl(sc.PR_SET_CHILD_SUBREAPER)
     with os.fdopen(arguments, "rb") as file:
         told = json.loads(file.read())
     os.set_inheritable(status, False)
@@ -46,6 +52,8 @@ def monitor(status: int, arguments: int) -> NoReturn:
         if pid == program:
             signalled = os.WIFSIGNALED(ended)
             code = 128 + os.WTERMSIG(ended) if signalled else os.WEXITSTATUS(ended)
+            if not linger:
+                descendants.end_all()
             _say(status, {"exit-code": code})
             os._exit(0)
 

@@ -31,6 +31,8 @@ def main(control: int, owner: int) -> None:
     for descriptor in (control, owner):
         os.set_inheritable(descriptor, False)
     _ForkServer(wire.adopt(control), owner).run()
+    with contextlib.suppress(OSError):
+        descendants.end_all()
     sys.exit(0)
 
 
@@ -161,11 +163,18 @@ class _ForkServer:
 
     def _reap(self) -> None:
         """Let go of what belonged to holders that are dead: first the cgroups, then the lease."""
-        while self._holders:
-            found, _status = os.waitpid(-1, os.WNOHANG)
+        while True:
+            try:
+                found, _status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
             if found == 0:
                 return
             keepsakes, cgroups = self._holders.pop(found, ([], []))
+            # What is no holder was left by one that somebody killed; where nothing isolates, a
+            # command can do that.
+            with contextlib.suppress(OSError):
+                descendants.kill_children(self._holders)
             for path in cgroups:
                 with contextlib.suppress(OSError):
                     os.rmdir(path)

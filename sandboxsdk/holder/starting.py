@@ -114,7 +114,7 @@ class Starter:
                 wanted = value if hard == resource.RLIM_INFINITY else min(value, hard)
                 resource.setrlimit(name, (wanted, wanted))
             if self._spec["plain"]:
-                plain.monitor(status, arguments)
+                plain.monitor(status, arguments, linger=message["linger"])
             if not self._spec["rootless"]:
                 os.setgroups([])
                 os.setresgid(*[self._spec["gid"]] * 3)

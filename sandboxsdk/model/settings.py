@@ -310,6 +310,8 @@ class Mount(msgspec.Struct, frozen=True):
                 raise UsageError(what="Mount.target", value=target, reason=reason, hint=hint)
         check_one(self.write, bool, what="Mount.write")
         _check_choice(self.kind, ("bind", "toolchain", "cache"), what="Mount.kind")
+        if self.kind == "cache":
+            check_name(self.source, what="Mount.cache")
         force_setattr(self, "also", check_many(self.also, str, what="Mount.also"))
 
     @classmethod

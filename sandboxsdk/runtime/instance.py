@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -77,6 +78,9 @@ class HeldInstance:
         self.trees: Mapping[str, Tree] = {
             name: Tree(root, ids=dialect.ids) for name, root in zip(names, roots, strict=True)
         }
+        for tree, root in zip(self.trees.values(), roots, strict=True):
+            # The number goes with its last user: see `close`.
+            weakref.finalize(tree, os.close, root).atexit = False
 
     def start(self, command: Command) -> HeldRunning:
         """Start a command.
@@ -103,7 +107,9 @@ class HeldInstance:
         try:
             mine, theirs = holder.pair()
             try:
-                opened = [_memory(options), _memory(self._dialect.seccomp)]
+                # One by one: if the second cannot be made, the first is closed.
+                opened.append(_memory(options))
+                opened.append(_memory(self._dialect.seccomp))
                 self._channel.send(message, [theirs.fileno(), *opened, *streams])
             except OSError as error:
                 mine.close()
@@ -203,7 +209,13 @@ class HeldInstance:
             if not dead:
                 reason = f"its processes did not die within {_DEAD_SECONDS_MAX:g} s"
                 raise BoxLost(box=self._plan.id, reason=reason)
-        for descriptor in (*self._roots, self._pidfd, self._gone):
+        for root in self._roots:
+            # The box's files are let go of, but not the number: a thread in the midst of an upload
+            # would go on in whatever directory of the host got it next.
+            os.dup2(self._pidfd, root, inheritable=False)
+        self.trees = {}
+        self._roots = []
+        for descriptor in (self._pidfd, self._gone):
             os.close(descriptor)
 
 
@@ -342,8 +354,12 @@ def _readable(descriptor: int, seconds: float) -> bool:
 
 
 def _pid_of(pidfd: int) -> int:
-    """Give the process's id as this process sees it; 0 if it is gone."""
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+    """Give the process's id as this process sees it; 0 if it is gone or cannot be told."""
+    # Too many open files, or a box that another thread has closed: the id is only for watching.
+    with (
+        contextlib.suppress(OSError),
+        open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file,
+    ):
         for line in file:
             name, _colon, value = line.partition(":")
             if name == "Pid":

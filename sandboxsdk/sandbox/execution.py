@@ -4,18 +4,25 @@ limits.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import msgspec
 
 from sandboxsdk import clock
-from sandboxsdk.errors import ExecStartError, ExecTimeout, HostRefused, UsageError
+from sandboxsdk.errors import (
+    ExecStartError,
+    ExecTimeout,
+    HostRefused,
+    SandboxError,
+    UsageError,
+)
 from sandboxsdk.model import ExecResult, Reason, Usage
 from sandboxsdk.runtime import Command, Ended, Instance, Pressure, Running, Watch
 
@@ -136,8 +143,25 @@ def start_on_terminal(
     """
     size = _size(rows, columns)
     running = instance.start(command)
-    fcntl.ioctl(running.terminal, termios.TIOCSWINSZ, size)
-    return running, {running.terminal: "stdout"}, os.dup(running.terminal)
+    with abandoned_on_error(running, {running.terminal: "stdout"}, -1):
+        fcntl.ioctl(running.terminal, termios.TIOCSWINSZ, size)
+        return running, {running.terminal: "stdout"}, os.dup(running.terminal)
+
+
+@contextlib.contextmanager
+def abandoned_on_error(running: Running, readers: dict[int, str], writer: int) -> Iterator[None]:
+    """Let go of a command that nobody can follow; closing its channel kills it.
+
+    Raises:
+        HostRefused: the host refused what follows a command (descriptors, a thread).
+    """
+    try:
+        yield
+    except BaseException as error:
+        Pump(running, readers, writer, lambda _stream, _data: None).close()
+        if isinstance(error, (OSError, RuntimeError)) and not isinstance(error, SandboxError):
+            raise HostRefused(what="follow", path="a command", reason=str(error)) from error
+        raise
 
 
 def resize(master: int, rows: int, columns: int) -> None:

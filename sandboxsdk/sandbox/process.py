@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -56,8 +57,6 @@ class Process:
         self._max_output = max_output
         self._watch = watch
         self._before = before
-        # A descriptor of our own: the pump closes the ones it has when the terminal hangs up.
-        self._terminal = os.dup(terminal) if terminal >= 0 else -1
         self._on_end = on_end
         self._killer = Killer(running)
         self._started_by = os.getpid()
@@ -71,12 +70,20 @@ class Process:
         self._result: ExecResult | None = None
         self._told = False
         self._failure: SandboxError | None = None
-        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._input: list[bytes] = []
         self._input_bytes = 0
         self._input_ends = False
         self._thread = threading.Thread(target=self._run, name="sandboxsdk-process", daemon=True)
-        self._thread.start()
+        self._terminal = -1
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if terminal >= 0:
+                # One of our own: the pump closes the ones it has when the terminal hangs up.
+                self._terminal = os.dup(terminal)
+            self._thread.start()
+        except BaseException:
+            self._close_own()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -103,12 +110,21 @@ class Process:
             yield stream, data
 
     def lines(self) -> Iterator[str]:
-        """Give the lines of both streams as text, without their ends, each stream's lines whole."""
-        parts = {"stdout": b"", "stderr": b""}
+        """Give the lines of both streams as text, without their ends, each stream's lines whole.
+
+        A line longer than max_output comes in parts: a program may never end its line.
+        """
+        parts = {"stdout": bytearray(), "stderr": bytearray()}
         for stream, data in self:
-            *whole, parts[stream] = (parts[stream] + data).split(b"\n")
-            for line in whole:
-                yield line.removesuffix(b"\r").decode("utf-8", "surrogateescape")
+            first, *others = data.split(b"\n")
+            parts[stream] += first
+            for other in others:
+                line = bytes(parts[stream]).removesuffix(b"\r")
+                parts[stream] = bytearray(other)
+                yield line.decode("utf-8", "surrogateescape")
+            if len(parts[stream]) > self._max_output:
+                line, parts[stream] = bytes(parts[stream]), bytearray()
+                yield line.decode("utf-8", "surrogateescape")
         for rest in parts.values():
             if rest:
                 yield rest.decode("utf-8", "surrogateescape")
@@ -253,11 +269,12 @@ class Process:
         raise CommandFailed(command=self._text, result=self.wait())
 
     def _wake(self) -> None:
-        try:
-            os.write(self._wake_writer, b"1")
-        except (BlockingIOError, OSError):
-            # Full means that it will wake; closed means that it is over.
-            return
+        # Under the lock: once it is closed, its number may be a file of somebody else.
+        with self._changed:
+            if self._wake_writer >= 0:
+                # Full means that it will wake.
+                with contextlib.suppress(BlockingIOError):
+                    os.write(self._wake_writer, b"1")
 
     def _run(self) -> None:
         """The thread: pump until the command is over, then say how it ended."""
@@ -282,12 +299,15 @@ class Process:
             self._watch.remove(self._running.pid)
             with self._changed:
                 self._pump.close()
-                for descriptor in (self._wake_reader, self._wake_writer):
-                    os.close(descriptor)
-                self._wake_writer = -1
-                if self._terminal >= 0:
-                    os.close(self._terminal)
+                self._close_own()
             self._on_end(self)
+
+    def _close_own(self) -> None:
+        for descriptor in (self._wake_reader, self._wake_writer):
+            os.close(descriptor)
+        self._wake_writer = -1
+        if self._terminal >= 0:
+            os.close(self._terminal)
 
     def _patience(self, *, watched: bool) -> float:
         until = [60.0]

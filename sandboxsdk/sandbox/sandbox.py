@@ -200,8 +200,7 @@ class Sandbox:
         limit = time_limit(timeout, self._spec.limits.wall_time)
         data = b"" if input is None else input_bytes(input)
         check_max_output(max_output)
-        instance = self._entered()
-        assert self._watch is not None
+        instance, watch = self._watched()
         text = shown(command)
         result = execution.run(
             instance,
@@ -211,7 +210,7 @@ class Sandbox:
             timeout=limit,
             max_output=max_output,
             on_output=on_output,
-            watch=self._watch,
+            watch=watch,
         )
         self._tell("exec", {"command": text, "result": result})
         if result.reason == "lost":
@@ -244,8 +243,7 @@ class Sandbox:
         """
         resolved = self._resolve(command, cwd=cwd, call_env=env, user=user, terminal=pty)
         check_max_output(max_output)
-        instance = self._entered()
-        assert self._watch is not None
+        instance, watch = self._watched()
         before = instance.pressure()
         terminal = -1
         if pty:
@@ -256,21 +254,23 @@ class Sandbox:
         else:
             running, readers, writer = execution.start(instance, resolved, with_input=True)
         text = shown(command)
-        ended = running.await_start()
+        with execution.abandoned_on_error(running, readers, writer):
+            ended = running.await_start()
         if ended is not None and not ended.started and not ended.lost:
             raise execution.unstarted(running, readers, writer, ended, text)
-        process = Process(
-            instance,
-            running,
-            lambda take: Pump(running, readers, writer, take),
-            text=text,
-            max_output=max_output,
-            wall_time=self._spec.limits.wall_time,
-            watch=self._watch,
-            before=before,
-            terminal=terminal,
-            on_end=self._forget,
-        )
+        with execution.abandoned_on_error(running, readers, writer):
+            process = Process(
+                instance,
+                running,
+                lambda take: Pump(running, readers, writer, take),
+                text=text,
+                max_output=max_output,
+                wall_time=self._spec.limits.wall_time,
+                watch=watch,
+                before=before,
+                terminal=terminal,
+                on_end=self._forget,
+            )
         with self._guard:
             self._processes.append(process)
         if process.over:
@@ -405,10 +405,16 @@ class Sandbox:
                 linger=self._session_mode,
             )
             began = clock.monotonic()
-            self._instance = self._runtime.enter(plan)
+            self._instance = instance = self._runtime.enter(plan)
             self._watch = Watch(self._spec.limits, disk=workspace.disk_bytes)
         self._tell("entered", {"seconds": clock.monotonic() - began})
-        return self._instance
+        return instance
+
+    def _watched(self) -> tuple[Instance, Watch]:
+        instance, watch = self._entered(), self._watch
+        if watch is None:
+            raise BoxLost(box=self.id, reason="another thread left its block")
+        return instance, watch
 
     def _stop(self) -> None:
         with self._guard:

@@ -90,7 +90,7 @@ def test_session_keeps_what_was_left(home, mark):
     """With session=True it stays until the block ends."""
     with Sandbox(runtime="process", session=True, home=home) as box:
         box.exec(f"setsid sleep {mark} & true", check=True)
-        assert len(alive(mark)) == 1
+        until(lambda: len(alive(mark)) == 1)
     assert not alive(mark)
 
 
@@ -161,3 +161,30 @@ def test_limits_that_nobody_keeps_can_be_required_away(home):
         Sandbox(runtime="process", require=["memory"], home=home)
     with pytest.raises(CapabilityError):
         Sandbox(runtime="process", require=["network"], home=home)
+
+
+def test_commands_at_once_keep_what_they_left(plain):
+    """What one command has in the background is not killed because another one ended."""
+    script = "(setsid sleep 60 & echo $! > pid); read go; kill -0 $(cat pid) && echo alive"
+    with plain.spawn(script) as process:
+        until(lambda: plain.files.exists("pid") and plain.files.read_text("pid").endswith("\n"))
+        plain.exec("true", check=True)
+        process.write("go\n")
+        assert process.wait(20).stdout == "alive\n"
+
+
+def test_a_killed_keeper_leaves_nothing(plain, mark):
+    """A command that kills the processes which watch over it does not outlive the box's owner."""
+    script = f"setsid sleep {mark} & sleep {mark}"
+    with plain.spawn(script) as process:
+        until(lambda: len(alive(mark)) == 2)
+        monitor = process.pid
+        holder = _parent(monitor)
+        os.kill(_parent(holder), signal.SIGKILL)
+        until(lambda: not alive(mark))
+        assert process.wait(20).reason in ("lost", "killed")
+
+
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        return int(file.read().rpartition(")")[2].split()[1])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import resource
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -496,3 +499,47 @@ def test_crowded_box(home):
             process.kill()
             process.wait(20)
         assert box.exec("true").ok
+
+
+def test_a_line_without_end_comes_in_parts(box):
+    """A program that never ends its line cannot make its reader hold more than max_output."""
+    with box.spawn("cat", max_output=1000) as process, ThreadPoolExecutor(1) as executor:
+        lines = process.lines()
+        first = executor.submit(next, lines)
+        for _ in range(2):
+            process.write("x" * 900)
+            until(lambda: process._searched.endswith(b"x" * 900) and not process._unread)
+            process._searched = b""
+        assert first.result(20) == "x" * 1800
+        process.write("y\n")
+        assert next(lines) == "y"
+
+
+@pytest.mark.parametrize("pty", [False, True])
+def test_a_start_without_descriptors_left_leaks_none(box, pty):
+    """However few descriptors are left, a start succeeds or is refused, and leaves none open."""
+    box.exec("true", check=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = len(os.listdir("/proc/self/fd"))
+    for free in range(16):
+        taken = [os.dup(0)]
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken[0], before) + 40, hard))
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.dup(0))
+            for descriptor in [taken.pop() for _ in range(min(free, len(taken)))]:
+                os.close(descriptor)
+            try:
+                process = box.spawn("true", pty=pty)
+            except HostRefused:
+                process = None
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if process is not None:
+            with contextlib.suppress(HostRefused):
+                process.wait(20)
+            process.join()
+        assert len(os.listdir("/proc/self/fd")) == before

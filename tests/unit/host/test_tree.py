@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -374,7 +375,7 @@ for call in (lambda: tree.read(b"mnt/f"), lambda: tree.listdir(b"mnt"), lambda: 
 assert os.listdir(other) == ["f"]
 """
     done = subprocess.run(
-        [shutil.which("python3") or "python3", "-c", script],
+        [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         timeout=60,

@@ -81,6 +81,7 @@ def cases():
     yield from each("Mount.kind", [None, "tmpfs", 5, []], lambda v: Mount("/usr", kind=v))
     yield from each("Mount.also", [*NO_LIST, None], lambda v: Mount("/usr", also=v))
     yield from each("Mount.cache", [*NO_TEXT, None, "", "..", "a/b"], Mount.cache)
+    yield from each("Mount.cache", [".", "..", "a/.."], lambda name: Mount(name, kind="cache"))
     places = [5, 5.0, True, [], {}, Text(), object, NAN]
     yield from each("Workspace.private", places, Workspace.private)
     yield from each("Workspace.direct", places, Workspace.direct)
