@@ -177,7 +177,7 @@ class AmbiguousId(NotFound):
     """A name or prefix fits several tasks. Fields: wanted, matches (ids)."""
 
     code = "ambiguous_id"
-    hint = "use more characters of the id"
+    hint = "name one by its id, or by more characters of it"
     message = "{wanted} fits several tasks: {matches}"
 
 
@@ -200,9 +200,20 @@ class TaskLocked(Conflict):
     code = "task_locked"
     retryable = True
     hint = (
-        "wait for it, pass a longer timeout to attach(), or end that process: its hold ends with it"
+        "wait for it, pass another timeout= to attach() or delete(), or end that process: "
+        "its hold ends with it"
     )
     message = "task {task} is held by {holder} since {since}"
+
+
+_ENDINGS = {
+    "oom": "by its memory limit (reason: oom)",
+    "disk": "by its disk limit (reason: disk)",
+    "pids": "by its limit of processes (reason: pids)",
+    "timeout": "by its time limit (reason: timeout)",
+    "killed": "by a kill (reason: killed)",
+    "lost": "with its box (reason: lost)",
+}
 
 
 @final
@@ -214,9 +225,11 @@ class CommandFailed(Conflict):
 
     def __str__(self) -> str:
         result = self.fields["result"]
-        how = f"exit code {result.exit_code}" if result.reason == "exit" else f"{result.reason}"
+        how = _ENDINGS.get(result.reason, f"with exit code {result.exit_code}")
+        if result.reason == "signal":
+            how = f"by signal {result.signal}"
         tail = result.stderr[-2000:].strip() or result.stdout[-2000:].strip()
-        head = f"command {_shown(self.fields['command'])} ended with {how}"
+        head = f"command {_shown(self.fields['command'])} ended {how}"
         text = f"{head}\n{_shown(tail)}" if tail else head
         return f"{text}\n  hint: {_escaped(self.hint)}" if self.hint else text
 
@@ -254,7 +267,7 @@ class WaitTimeout(LimitExceeded, TimeoutError):
     code = "wait_timeout"
     retryable = True
     hint = "wait again with a longer timeout, or kill() it"
-    message = "{what} did not happen within {timeout} s"
+    message = "{what}: not within {timeout} s"
 
     def __str__(self) -> str:
         return SandboxError.__str__(self)

@@ -60,9 +60,11 @@ class _Command:
         self.cpu_seconds = 0.0
         self.rss_bytes_max = 0
 
-    def add_usage(self, usage: resource.struct_rusage) -> None:
+    def add_usage(self, usage: resource.struct_rusage, *, of_init: bool) -> None:
         self.cpu_seconds += usage.ru_utime + usage.ru_stime
-        self.rss_bytes_max = max(self.rss_bytes_max, usage.ru_maxrss * 1024)
+        if of_init:
+            # Bubblewrap's own is no news: what we were before it counts as its memory.
+            self.rss_bytes_max = usage.ru_maxrss * 1024
 
     def kill(self) -> None:
         self.killed = True
@@ -212,12 +214,12 @@ class _Holder:
         if command is not None:
             command.monitor_reaped = True
             command.wait_status = status
-            command.add_usage(usage)
+            command.add_usage(usage, of_init=False)
             return
         for command in self._commands.values():
             if command.init == pid:
                 command.init_reaped = True
-                command.add_usage(usage)
+                command.add_usage(usage, of_init=True)
 
     def _finish(self, command: _Command) -> None:
         while command.status in self._by_status:
@@ -253,8 +255,9 @@ class _Holder:
         ended: dict[str, Any] = {
             "ended": True,
             "killed": command.killed,
-            "cpu_seconds": command.cpu_seconds,
-            "rss_bytes_max": command.rss_bytes_max,
+            # The kernel does not count what was killed with its pid namespace.
+            "cpu_seconds": None if command.killed else command.cpu_seconds,
+            "rss_bytes_max": None if command.killed else command.rss_bytes_max or None,
         }
         if os.WIFSIGNALED(command.wait_status):
             ended["signal"] = os.WTERMSIG(command.wait_status)

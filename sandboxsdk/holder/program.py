@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import sys
@@ -27,6 +28,8 @@ def main(control: int, owner: int) -> None:
     sc.prctl(sc.PR_SET_CHILD_SUBREAPER)
     sc.set_name("sandboxsdk-fork")
     os.umask(0o022)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # They were inherited across exec, so they would be again, down to the guest's program.
     for descriptor in (control, owner):
         os.set_inheritable(descriptor, False)

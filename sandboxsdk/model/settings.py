@@ -23,6 +23,8 @@ from sandboxsdk.units import parse_size
 
 _T = TypeVar("_T")
 NAME_LENGTH_MAX = 200
+# Below this nothing runs; it is a forgotten unit.
+_MEMORY_BYTES_MIN = 1024**2
 _ITEMS_MAX = 10_000
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -165,7 +167,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("memory", "disk"):
             value = getattr(self, name)
             if value is not None:
-                force_setattr(self, name, parse_size(value, what=f"Limits.{name}"))
+                size = parse_size(value, what=f"Limits.{name}")
+                if name == "memory" and size < _MEMORY_BYTES_MIN:
+                    hint = 'is the unit missing? write "512MiB" or "4GiB"'
+                    reason = "must be at least 1 MiB"
+                    raise UsageError(what=f"Limits.{name}", value=value, reason=reason, hint=hint)
+                force_setattr(self, name, size)
         for name, kinds in (
             ("cpus", (int, float)),
             ("wall_time", (int, float)),

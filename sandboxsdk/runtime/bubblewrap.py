@@ -29,7 +29,7 @@ from .entering import enter_holder
 from .hierarchy import Support, probe, sweep
 from .instance import HeldInstance
 from .limiting import rlimits, states
-from .mounting import ReadyMount, place_of, resolve_mounts, toolchain_paths
+from .mounting import ReadyMount, check_image, place_of, resolve_mounts, toolchain_paths
 from .runtime import BoxPlan, Command
 from .seccomp import profile
 
@@ -212,7 +212,10 @@ class Bubblewrap:
         support = self._limits_support()
         rootless = os.geteuid() != 0
         mounts = resolve_mounts(plan.spec.mounts, forbidden=plan.forbidden, caches=plan.caches)
-        spec = _holder_spec(plan, program, mounts, rootless=rootless)
+        image = plan.spec.image.reference
+        if plan.spec.image.kind == "rootfs":
+            image = check_image(image, plan.forbidden)
+        spec = _holder_spec(plan, program, mounts, image, rootless=rootless)
         cgroup = create_box(support, plan.id, plan.spec.limits) if support.version else None
         try:
             channel, gone, descriptors = enter_holder(plan, spec, cgroup)
@@ -308,7 +311,7 @@ def _refuse_unsupported(spec: Spec) -> None:
 
 
 def _holder_spec(
-    plan: BoxPlan, program: Program, mounts: Sequence[ReadyMount], *, rootless: bool
+    plan: BoxPlan, program: Program, mounts: Sequence[ReadyMount], image: str, *, rootless: bool
 ) -> dict[str, Any]:
     limits = plan.spec.limits
     scratch = (limits.memory_bytes or 2 * _SCRATCH_BYTES_UNLIMITED) // 2
@@ -324,7 +327,7 @@ def _holder_spec(
         "bwrap_libraries": program.libraries,
         "scratch_bytes_max": scratch,
         "scratch_files_max": _SCRATCH_FILES_MAX,
-        "image": {"kind": plan.spec.image.kind, "path": plan.spec.image.reference},
+        "image": {"kind": plan.spec.image.kind, "path": image},
         "etc": ETC,
         "owners": [] if rootless else _owners(plan.view, mounts),
         "workspace": _holder_view(plan.view),

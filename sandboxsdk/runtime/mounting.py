@@ -4,12 +4,14 @@ pinned.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from sandboxsdk import syscalls
 from sandboxsdk.errors import Denied, HostRefused, UsageError
 from sandboxsdk.model import Mount, Place
 
@@ -49,7 +51,7 @@ def resolve_mounts(
             _check_target(target)
             ready.append(_pin(source, target, write=True))
         elif mount.kind == "toolchain":
-            ready += _toolchain(mount)
+            ready += _toolchain(mount, forbidden)
         else:
             real = os.path.realpath(os.path.expanduser(mount.source))
             _check_source(mount, real, forbidden)
@@ -64,13 +66,14 @@ def toolchain_paths(mounts: Iterable[Mount]) -> list[str]:
     return [f"{mount.source}/bin" for mount in mounts if mount.kind == "toolchain"]
 
 
-def _toolchain(mount: Mount) -> list[ReadyMount]:
+def _toolchain(mount: Mount, forbidden: Sequence[str]) -> list[ReadyMount]:
     """Give an environment and the interpreter it was made from; /usr is in the box already."""
     ready: list[ReadyMount] = []
     for path in dict.fromkeys((mount.source, *mount.also)):
         real = os.path.realpath(path)
         inside = any(real == m.source.path or real.startswith(f"{m.source.path}/") for m in ready)
         if real != "/usr" and not real.startswith("/usr/") and not inside:
+            _check_source(mount, real, forbidden)
             ready.append(_pin(real, path, write=False))
     return ready
 
@@ -95,13 +98,47 @@ def place_of(path: str) -> Place:
     return _place(path, os.stat(path))
 
 
+def check_image(directory: str, forbidden: Sequence[str]) -> str:
+    """Give the real path of an image's root directory.
+
+    Raises:
+        UsageError: there is no such directory.
+        Denied: it is, holds or lies in something that no box may see.
+    """
+    real = os.path.realpath(os.path.expanduser(directory))
+    if not os.path.isdir(real):
+        hint = "name a directory that holds a root file system"
+        raise UsageError(
+            what="Image.from_rootfs", value=directory, reason="is no directory", hint=hint
+        )
+    _check_source(Mount(directory), real, forbidden)
+    return real
+
+
+def _stat_without_links(path: str) -> os.stat_result:
+    """Look at what a resolved path names; a link that was put into it since is refused."""
+    try:
+        resolve = syscalls.RESOLVE_NO_SYMLINKS
+        descriptor = syscalls.openat2(
+            syscalls.AT_FDCWD, os.fsencode(path), os.O_PATH, resolve=resolve
+        )
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        return os.stat(path)
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _place(path: str, found: os.stat_result) -> Place:
     return Place(path, found.st_dev, found.st_ino, (found.st_uid, found.st_gid))
 
 
 def _pin(path: str, target: str, *, write: bool) -> ReadyMount:
     try:
-        found = os.stat(path)
+        found = _stat_without_links(path)
     except OSError as error:
         hint = "a mount's source must exist before the box starts"
         raise UsageError(

@@ -103,10 +103,16 @@ def time_limit(timeout: float | None, wall_time: float | None) -> float | None:
 
 def _argument(part: object) -> str:
     try:
-        return os.fsdecode(part)  # type: ignore[arg-type]
+        text = os.fsdecode(part)  # type: ignore[arg-type]
+        # A lone surrogate that stands for no byte cannot be an argument.
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        reason = "holds a surrogate that stands for no byte"
+        raise UsageError(what="command", value=part, reason=reason) from None
     except TypeError:
         reason = "must be str, bytes or a path in every part"
         raise UsageError(what="command", value=part, reason=reason) from None
+    return text
 
 
 def _cwd(cwd: str | os.PathLike[str] | None) -> str:

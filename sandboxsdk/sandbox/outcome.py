@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sandboxsdk.model import Reason
+from sandboxsdk.model import ExecResult, Reason
 from sandboxsdk.runtime import Ended, Pressure
 
 _SIGNALS_MAX = 64
@@ -42,6 +42,13 @@ def judge(ended: Ended, cause: Reason | None, before: Pressure, after: Pressure)
     if 128 < ended.exit_code <= 128 + _SIGNALS_MAX:
         return Outcome("signal", ended.exit_code, ended.exit_code - 128)
     return Outcome("exit", ended.exit_code, None)
+
+
+def failure_hint(result: ExecResult) -> str | None:
+    """Tell what to do about a command that a limit ended; None if none did."""
+    limits = {"oom": "memory", "disk": "disk", "pids": "pids", "timeout": "wall_time"}
+    name = limits.get(result.reason)
+    return None if name is None else f"raise Limits({name}=...), or have it use less"
 
 
 def start_trouble(ended: Ended, said: str) -> tuple[bool, str]:

@@ -219,7 +219,7 @@ class Process:
         assert port is not None
         while not self._instance.listening(port):
             if self.over:
-                raise CommandFailed(command=self._text, result=self.wait())
+                raise self._ended_before()
             if clock.monotonic() > deadline:
                 raise WaitTimeout(what=f"a server on port {port}", timeout=timeout)
             clock.pause(_LISTEN_POLL_SECONDS)
@@ -266,7 +266,11 @@ class Process:
                 raise WaitTimeout(what=what, timeout=timeout)
             if happened():
                 return
-        raise CommandFailed(command=self._text, result=self.wait())
+        raise self._ended_before()
+
+    def _ended_before(self) -> CommandFailed:
+        hint = "it ended before what was waited for happened; look at .result"
+        return CommandFailed(command=self._text, result=self.wait(), hint=hint)
 
     def _wake(self) -> None:
         # Under the lock: once it is closed, its number may be a file of somebody else.

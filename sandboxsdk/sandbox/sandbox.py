@@ -45,6 +45,7 @@ from .command import (
 )
 from .execution import MAX_OUTPUT, OnOutput
 from .files import Files
+from .outcome import failure_hint
 from .process import Process
 from .pump import Pump
 from .requirement import check_required
@@ -216,7 +217,7 @@ class Sandbox:
         if result.reason == "lost":
             self._tell("lost", {"command": text})
         if check and not result.ok:
-            raise CommandFailed(command=text, result=result)
+            raise CommandFailed(command=text, result=result, hint=failure_hint(result))
         return result
 
     def spawn(

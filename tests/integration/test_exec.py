@@ -609,3 +609,20 @@ def test_threads_that_go_on_after_the_block_get_typed_errors(home):
             thread.join(30)
             assert not thread.is_alive()
     assert seen == []
+
+
+def test_usage_of_a_killed_command_is_not_made_up(box):
+    """What the kernel counted is told; of a command that was killed it counts nothing."""
+    spin = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done"
+    assert box.exec(spin).usage.cpu_seconds > 0
+    with pytest.raises(ExecTimeout) as caught:
+        box.exec("while :; do :; done", timeout=0.3)
+    usage = caught.value.result.usage
+    assert (usage.cpu_seconds, usage.memory_bytes_max) == (None, None)
+
+
+def test_argument_that_is_no_bytes_is_refused(box):
+    """A surrogate that stands for no byte is the caller's mistake; one that does is passed on."""
+    with pytest.raises(UsageError, match="surrogate"):
+        box.exec(["echo", "\ud800"])
+    assert box.exec(["printf", "%s", "\udcff"]).stdout_bytes == b"\xff"

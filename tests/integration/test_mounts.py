@@ -112,3 +112,26 @@ def test_images_of_later_versions_are_refused(home, image):
     """What this version cannot run is said, with what it can."""
     with Sandbox(image=image, home=home) as box, pytest.raises(CapabilityError, match="Image"):
         box.exec("true")
+
+
+def test_image_that_is_not_there_or_not_for_boxes(home, tmp_path, monkeypatch):
+    """A missing image is the caller's mistake; `~` is the caller's home; the host is no image."""
+    for missing in ("/no/such/root", __file__):
+        with Sandbox(image=Image.from_rootfs(missing), home=home) as box:
+            with pytest.raises(UsageError, match="is no directory"):
+                box.exec("true")
+    with Sandbox(image=Image.from_rootfs("/"), home=home) as box, pytest.raises(Denied):
+        box.exec("true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "root").mkdir()
+    with Sandbox(image=Image.from_rootfs("~/root"), home=home) as box:
+        with pytest.raises(UsageError, match="did not start"):
+            box.exec("true")
+
+
+def test_toolchain_is_checked_like_any_mount(home):
+    """What no mount may show, none may show under another name."""
+    for source in (home.path, "/run"):
+        with Sandbox(mounts=[Mount(source, kind="toolchain")], home=home) as box:
+            with pytest.raises(Denied):
+                box.exec("true")

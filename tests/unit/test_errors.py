@@ -159,7 +159,7 @@ def test_command_failed_shows_the_end_of_what_was_printed():
     assert text.startswith("command make ended with exit code 3\nwrong")
     quiet = ExecResult(exit_code=None, stdout_bytes=b"out", reason="oom")
     text = str(errors.CommandFailed(command="make", result=quiet))
-    assert text.startswith("command make ended with oom\nout")
+    assert text.startswith("command make ended by its memory limit (reason: oom)\nout")
 
 
 def test_errors_cross_a_multiprocessing_pool():

@@ -150,7 +150,7 @@ def test_limits_are_bytes_afterwards():
 
 
 @given(
-    memory=st.none() | st.integers(1, 2**63 - 1),
+    memory=st.none() | st.integers(1024**2, 2**63 - 1),
     cpus=st.none() | st.floats(0.01, 1000),
     pids=st.none() | st.integers(1, 2**31 - 1),
     env=st.dictionaries(
@@ -237,3 +237,12 @@ def test_network_that_allows_nobody_is_refused():
     assert Network.none() == Network()
     assert Network.open().mode == "open"
     assert msgspec.structs.asdict(Network.allow("a:5"))["allowlist"] == ("a:5",)
+
+
+def test_memory_without_a_unit_is_noticed():
+    """Nothing runs in less than a mebibyte, so a small number is a forgotten unit."""
+    for small in (512, "512", "64KiB"):
+        with pytest.raises(UsageError, match="1 MiB") as caught:
+            Limits(memory=small)
+        assert "unit" in caught.value.hint
+    assert Limits(disk=512).disk_bytes == 512
