@@ -51,7 +51,11 @@ def demo(directory: str | None, home: Home, screen: Screen, *, keep: bool) -> in
     """
     # Modules that we import from now on must not be cached in the very directory that we watch.
     sys.dont_write_bytecode = True
-    root = os.path.realpath(directory or sysconfig.get_path("stdlib"))
+    named = sysconfig.get_path("stdlib") if directory is None else directory
+    # What cannot be a workspace is refused here, before we walk through all of it.
+    with _uninterrupted():
+        Task.create("demo", workspace=named, home=home).delete()
+    root = os.path.realpath(named)
     screen.say(f"{screen.paint('sandboxsdk demo', 'bold')} on {printable(root)}")
     before = Survey(root)
     screen.say(f"{before}")
