@@ -14,7 +14,7 @@ ChangeKind = Literal["added", "removed", "modified", "type", "mode", "renamed"]
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What was used; None where nobody counted.
+    """What was used; None where nobody counted, as for a command that was killed.
 
     Attributes:
         cpu_seconds: processor time of all processes.
