@@ -31,6 +31,9 @@ def main() -> int:
         few = max(typed.rounds // 5, 3)
         found = {
             "exec": bench_exec.exec_true(base, home, bwrap=bwrap, rounds=typed.rounds),
+            "exec, one every 50 ms": bench_exec.exec_true(
+                base, home, bwrap=bwrap, rounds=few, pause=0.05
+            ),
             "spawn": bench_exec.spawn_large(base, home, rounds=few),
             "create": bench_task.create(base, home, rounds=typed.rounds),
             "run": bench_task.whole_run(base, home, rounds=few),

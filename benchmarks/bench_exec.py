@@ -17,7 +17,9 @@ from .measuring import Figure, in_turns
 _LARGE_BYTES = 1024**3
 
 
-def exec_true(base: str, home: Home, *, bwrap: str, rounds: int) -> list[Figure]:
+def exec_true(
+    base: str, home: Home, *, bwrap: str, rounds: int, pause: float = 0.0
+) -> list[Figure]:
     """Time exec of `true` in an open box, against bubblewrap doing the same for itself."""
     with _box(base, home) as box, tempfile.TemporaryDirectory(dir=home.path) as scratch:
         return in_turns(
@@ -26,6 +28,7 @@ def exec_true(base: str, home: Home, *, bwrap: str, rounds: int) -> list[Figure]
                 "bwrap --overlay ... true": _bare(bwrap, base, scratch),
             },
             rounds=rounds,
+            pause=pause,
         )
 
 

@@ -21,12 +21,17 @@ class Figure(NamedTuple):
 
 
 def in_turns(
-    doers: Mapping[str, Callable[[], object]], *, rounds: int, warm: int = 3
+    doers: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warm: int = 3,
+    pause: float = 0.0,
 ) -> list[Figure]:
-    """Time each doer `rounds` times, in turns; ratios are to the last one, the peer."""
+    """Time each doer `rounds` times, in turns, after a pause; ratios are to the last, the peer."""
     taken: dict[str, list[float]] = {name: [] for name in doers}
     for turn in range(warm + rounds):
         for name, do in doers.items():
+            time.sleep(pause)
             began = time.perf_counter()
             do()
             if turn >= warm:
