@@ -191,24 +191,33 @@ class HeldInstance:
             if not self._open:
                 return
             self._open = False
-        if self.pid != os.getpid():
-            # A forked child: the box is the parent's.
-            self._channel.drop()
-        else:
-            if self._cgroup is not None:
-                # What is frozen cannot die.
-                with contextlib.suppress(HostRefused):
-                    self._cgroup.thaw()
-            self._channel.close()
-            dead = _readable(self._pidfd, _DEAD_SECONDS_MAX)
-            dead = dead and _readable(self._gone, _DEAD_SECONDS_MAX)
-            if self._cgroup is not None:
-                self._cgroup.remove()
-            if self._scratch:
-                _remove(self._scratch)
-            if not dead:
-                reason = f"its processes did not die within {_DEAD_SECONDS_MAX:g} s"
-                raise BoxLost(box=self._plan.id, reason=reason)
+        try:
+            if self.pid != os.getpid():
+                # A forked child: the box is the parent's.
+                self._channel.drop()
+            else:
+                self._end()
+        finally:
+            self._let_go()
+
+    def _end(self) -> None:
+        if self._cgroup is not None:
+            # What is frozen cannot die.
+            with contextlib.suppress(HostRefused):
+                self._cgroup.thaw()
+        self._channel.close()
+        dead = _readable(self._pidfd, _DEAD_SECONDS_MAX)
+        dead = dead and _readable(self._gone, _DEAD_SECONDS_MAX)
+        if self._cgroup is not None:
+            self._cgroup.remove()
+        if self._scratch:
+            _remove(self._scratch)
+        if not dead:
+            reason = f"its processes did not die within {_DEAD_SECONDS_MAX:g} s"
+            raise BoxLost(box=self._plan.id, reason=reason)
+
+    def _let_go(self) -> None:
+        """Close our descriptors, also when the box could not be ended as it should."""
         for root in self._roots:
             # The box's files are let go of, but not the number: a thread in the midst of an upload
             # would go on in whatever directory of the host got it next.

@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 
 from sandboxsdk import clock
+from sandboxsdk.errors import SandboxError
 from sandboxsdk.model import Limits
 
 Exceeded = Literal["oom", "disk"]
@@ -118,8 +119,7 @@ class Watch:
     Args:
         limits: `memory` and `disk` are looked at.
         disk: gives the bytes that count against `limits.disk`; called from a thread of the watch,
-        never twice
-            at once; what it raises counts as "not known now".
+            never twice at once; an OSError or SandboxError from it counts as "not known now".
         interval: seconds between samples of memory; stretched when a sample is expensive.
     """
 
@@ -234,9 +234,9 @@ class Watch:
         before = clock.monotonic()
         used = 0
         if limit is not None and self._disk is not None:
-            # The caller's function walks what the box changes meanwhile; whatever becomes of it,
-            # the watch goes on.
-            with contextlib.suppress(Exception):
+            # The caller's function walks what the box changes meanwhile; what it cannot read now it
+            # is asked for again. A mistake in it is not hidden: it would lift the limit in silence.
+            with contextlib.suppress(OSError, SandboxError):
                 used = self._disk()
         after = clock.monotonic()
         self._disk_due = after + max(DISK_INTERVAL_SECONDS, (after - before) * _DISK_PAUSE_FACTOR)
