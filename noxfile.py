@@ -32,13 +32,29 @@ SUITE = ("-n", "auto", "--maxprocesses", "8")
 USER_ID = 64321
 
 
+# What the tests start besides Python, and the Debian packages that it comes with.
+PROGRAMS = {"gcc": "gcc", "mkfs.xfs": "xfsprogs", "strace": "strace"}
+
+
 def _group(name: str) -> list[str]:
     return list(nox.project.dependency_groups(PYPROJECT, name))
+
+
+def _install_programs(session: nox.Session) -> None:
+    """Have the programs that the tests start: root on Debian gets them, others are told."""
+    missing = sorted({package for name, package in PROGRAMS.items() if not shutil.which(name)})
+    if not missing:
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        session.error(f"the tests need {', '.join(missing)}: apt-get install {' '.join(missing)}")
+    session.run("apt-get", "-q", "update", external=True)
+    session.run("apt-get", "-qy", "install", *missing, external=True)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The whole suite, in parallel and in random order, as whoever calls."""
+    _install_programs(session)
     session.install(".", *_group("test"))
     session.run("pytest", *SUITE, *session.posargs)
 
@@ -46,6 +62,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=PYTHONS, default=False)
 def tests_all(session: nox.Session) -> None:
     """The whole suite on every supported Python that is installed."""
+    _install_programs(session)
     session.install(".", *_group("test"))
     session.run("pytest", *SUITE, *session.posargs)
 
@@ -56,6 +73,7 @@ def tests_user(session: nox.Session) -> None:
     if os.geteuid() != 0:
         session.log("already an ordinary user: `tests` was this run")
         return
+    _install_programs(session)
     with _user_room() as room:
         python = _user_python(session, room)
         checkout = room / "checkout"
@@ -150,6 +168,10 @@ def _user_environment(room: Path) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "LOGNAME": "sandboxsdk-tests",
         "PATH": f"{room / 'venv' / 'bin'}:{path}",
+        # Root's run has made the full number; these differ little by user.
+        "SANDBOXSDK_CRASH_STATES": os.environ.get("SANDBOXSDK_CRASH_STATES", "2000"),
+        "SANDBOXSDK_RACED_LOOKS": os.environ.get("SANDBOXSDK_RACED_LOOKS", "20000"),
+        "SANDBOXSDK_RACED_OPERATIONS": os.environ.get("SANDBOXSDK_RACED_OPERATIONS", "20000"),
         "TERM": os.environ.get("TERM", "dumb"),
         "TMPDIR": str(room / "tmp"),
         "USER": "sandboxsdk-tests",

@@ -8,11 +8,12 @@ import os
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 
 from sandboxsdk.home import Home
 
-from . import bench_exec, bench_task
-from .measuring import machine, shown
+from . import bench_checkpoint, bench_exec, bench_task
+from .measuring import Figure, machine, shown
 
 
 def main() -> int:
@@ -21,6 +22,7 @@ def main() -> int:
     stdlib = sysconfig.get_path("stdlib")
     parser.add_argument("directory", nargs="?", default=stdlib, help="default: the stdlib's folder")
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--only", metavar="NAME", help="one group of figures")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--home", help="where to keep the tasks; default: a temporary directory")
     typed = parser.parse_args()
@@ -29,15 +31,18 @@ def main() -> int:
         bwrap = _overlay_bwrap()
         base = os.path.realpath(typed.directory)
         few = max(typed.rounds // 5, 3)
-        found = {
-            "exec": bench_exec.exec_true(base, home, bwrap=bwrap, rounds=typed.rounds),
-            "exec, one every 50 ms": bench_exec.exec_true(
+        groups: dict[str, Callable[[], list[Figure]]] = {
+            "exec": lambda: bench_exec.exec_true(base, home, bwrap=bwrap, rounds=typed.rounds),
+            "exec, one every 50 ms": lambda: bench_exec.exec_true(
                 base, home, bwrap=bwrap, rounds=few, pause=0.05
             ),
-            "spawn": bench_exec.spawn_large(base, home, rounds=few),
-            "create": bench_task.create(base, home, rounds=typed.rounds),
-            "run": bench_task.whole_run(base, home, rounds=few),
+            "spawn": lambda: bench_exec.spawn_large(base, home, rounds=few),
+            "create": lambda: bench_task.create(base, home, rounds=typed.rounds),
+            "run": lambda: bench_task.whole_run(base, home, rounds=few),
+            "checkpoint": lambda: bench_checkpoint.checkpoints(base, home, rounds=min(few, 5)),
         }
+        wanted = [typed.only] if typed.only else list(groups)
+        found = {name: groups[name]() for name in wanted}
     files = sum(len(names) for _path, _directories, names in os.walk(base))
     if typed.json:
         figures = {name: [figure._asdict() for figure in rows] for name, rows in found.items()}

@@ -19,10 +19,13 @@ from __future__ import annotations
 # Type checkers take this name for true; typing itself would cost milliseconds at each start.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
     from .errors import (
         AmbiguousId,
+        BoxBusy,
         BoxLost,
         CapabilityError,
+        CheckpointNotFound,
         CommandFailed,
         Conflict,
         Corrupt,
@@ -62,9 +65,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AmbiguousId",
+    "BoxBusy",
     "BoxLost",
     "CapabilityError",
     "Change",
+    "Checkpoint",
+    "CheckpointNotFound",
     "CommandFailed",
     "Conflict",
     "Corrupt",
@@ -102,6 +108,7 @@ __all__ = [
 # Where a public name lives; what is not listed here is an error.
 _MODULES = {
     "Change": "model",
+    "Checkpoint": "checkpoint",
     "ExecResult": "model",
     "Home": "home",
     "Image": "model",

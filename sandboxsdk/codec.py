@@ -1,5 +1,7 @@
 """Bytes of stored records: msgspec for the shape, BLAKE3 for the digest. Owner of both libraries.
 
+Records for people and other programs are JSON; what is stored in numbers is MessagePack.
+
 Decoding trusts nothing: it is typed, it bounds what it reads, and every failure is `Corrupt`.
 Any str comes back as it was: names of files are any bytes, which Python holds as lone surrogates,
 and JSON has no way to say. They are written as NUL and four hexadecimal digits; so is NUL itself.
@@ -7,7 +9,9 @@ and JSON has no way to say. They are written as NUL and four hexadecimal digits;
 
 from __future__ import annotations
 
+import functools
 import re
+import struct
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,8 +21,11 @@ from blake3 import blake3
 from .errors import Corrupt
 
 T = TypeVar("T")
+Buffer = bytes | bytearray | memoryview
 
 _encoder = msgspec.json.Encoder()
+_packer = msgspec.msgpack.Encoder()
+_PREFIX = struct.Struct("<BQ")
 _NUL_IN_JSON = b"\\u0000"
 _UNSAFE = re.compile("[\0\ud800-\udfff]")
 _ESCAPED = re.compile("\0([0-9a-f]{4})")
@@ -49,9 +56,59 @@ def decode_json(data: bytes, kind: type[T], *, path: str) -> T:
         raise Corrupt(path=path, reason=f"is not a {kind.__name__}: {error}") from error
 
 
+def encode_msgpack(value: object) -> bytes:
+    """Encode a value as MessagePack: the one encoding that `decode_msgpack` takes for it."""
+    return _packer.encode(value)
+
+
+def decode_msgpack(data: Buffer, kind: type[T], *, path: str) -> T:
+    """Decode one MessagePack value of type `kind`, written exactly as `encode_msgpack` writes it.
+
+    So no two different byte strings mean the same: extra fields, repeated keys and other ways to
+    write a number are refused.
+
+    Raises:
+        Corrupt: it is none, of another shape, or written in another way; `path` names where it lay.
+    """
+    try:
+        value: T = _unpacker(kind).decode(data)  # type: ignore[arg-type]  # a type is hashable
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError) as error:
+        raise Corrupt(path=path, reason=f"is not a {_name(kind)}: {error}") from error
+    if _packer.encode(value) != data:
+        raise Corrupt(path=path, reason=f"is not a {_name(kind)} as we would write it")
+    return value
+
+
+@functools.cache
+def _unpacker(kind: Any) -> Any:
+    return msgspec.msgpack.Decoder(kind)
+
+
+def _name(kind: type) -> str:
+    return getattr(kind, "__name__", str(kind))
+
+
 def digest(data: bytes) -> str:
     """BLAKE3-256, in 64 hexadecimal characters."""
     return blake3(data).hexdigest()
+
+
+def typed_digest(kind: int, data: Buffer) -> bytes:
+    """BLAKE3-256 over a type, a length and bytes, so that nothing of one type passes for another.
+
+    The type is one byte, the length eight, little-endian.
+    """
+    hasher = blake3(_PREFIX.pack(kind, len(data)))
+    hasher.update(data)
+    return hasher.digest()
+
+
+def checksum(*parts: Buffer) -> bytes:
+    """The first 16 bytes of the BLAKE3-256 of some bytes: against damage, not against forgery."""
+    hasher = blake3()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest(16)
 
 
 class Hasher:

@@ -148,7 +148,7 @@ class Unavailable(SandboxError):
 
 
 class Corrupt(SandboxError):
-    """Stored bytes are not what was stored. Fields: path, reason, line (of a journal)."""
+    """Stored bytes are not what was stored. Fields: path, reason, line (of a journal), digest."""
 
     code = "corrupt"
     hint = "put this file back from a backup, or move its directory out of the home"
@@ -182,12 +182,21 @@ class AmbiguousId(NotFound):
 
 
 @final
+class CheckpointNotFound(NotFound):
+    """No checkpoint of this task has this id, tag or name. Fields: wanted, task."""
+
+    code = "checkpoint_not_found"
+    hint = "see what there is with task.checkpoints() or `python -m sandboxsdk log TASK`"
+    message = "no checkpoint {wanted} in task {task}"
+
+
+@final
 class FileMissing(NotFound, FileNotFoundError):
     """A path of the workspace does not exist. Fields: path."""
 
     code = "file_missing"
-    hint = "look at what there is with files.list() or files.glob()"
-    message = "{path}: no such file or directory in the sandbox"
+    hint = "look at what there is: files.list() of a box, files() of a checkpoint"
+    message = "{path}: no such file or directory"
 
     def __str__(self) -> str:
         return SandboxError.__str__(self)
@@ -232,6 +241,16 @@ class CommandFailed(Conflict):
         head = f"command {_shown(self.fields['command'])} ended {how}"
         text = f"{head}\n{_shown(tail)}" if tail else head
         return f"{text}\n  hint: {_escaped(self.hint)}" if self.hint else text
+
+
+@final
+class BoxBusy(Conflict):
+    """Processes of the box are running, and may not while this is done. Fields: box, what."""
+
+    code = "box_busy"
+    retryable = True
+    hint = "end them first (process.kill(), or leave their blocks), or pass kill=True"
+    message = "box {box}: {what} while processes are running in it"
 
 
 @final

@@ -72,6 +72,7 @@ _SYS_openat2 = 437
 _SYS_mount_setattr = 442
 _SYS_pivot_root = {"x86_64": 155, "aarch64": 41}.get(platform.machine(), -1)
 _SYS_renameat2 = {"x86_64": 316, "aarch64": 276}.get(platform.machine(), -1)
+_SYS_kcmp = {"x86_64": 312, "aarch64": 272}.get(platform.machine(), -1)
 _SYS_setgroups = {"x86_64": 116, "aarch64": 159}.get(platform.machine(), -1)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -204,6 +205,25 @@ def openat2(directory: int, path: bytes, flags: int, *, mode: int = 0, resolve: 
 
 def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
     _check(_syscall(_SYS_renameat2, old_dir, old, new_dir, new, flags), "renameat2", new)
+
+
+def sync_file_range(fd: int) -> None:
+    whole = ctypes.c_int64(0)
+    wait_before_write_wait_after = ctypes.c_uint(7)
+    _check(
+        _libc.sync_file_range(ctypes.c_int(fd), whole, whole, wait_before_write_wait_after),
+        "sync_file_range",
+    )
+
+
+def syncfs(fd: int) -> None:
+    _check(_libc.syncfs(ctypes.c_int(fd)), "syncfs")
+
+
+def same_memory(one: int, other: int) -> bool:
+    """Tell whether two processes have one memory between them (kcmp, KCMP_VM)."""
+    zero = _long(0)
+    return _check(_syscall(_SYS_kcmp, _long(one), _long(other), _long(1), zero, zero), "kcmp") == 0
 
 
 def setfsids(uid: int, gid: int) -> None:

@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 from sandboxsdk import clock
+from sandboxsdk.checkpoint import Checkpoint
+from sandboxsdk.errors import Denied
 from sandboxsdk.home import Home
 from sandboxsdk.model import Change
 from sandboxsdk.sandbox import Sandbox
@@ -66,9 +68,11 @@ def demo(directory: str | None, home: Home, screen: Screen, *, keep: bool) -> in
             screen.tell(f"a private view of {before.entries:,} entries; none was copied or read")
             with Sandbox(task) as box, interruptible():
                 _open(box, screen)
+                kept = _keep(box, screen)
                 _build(box, before, screen, renaming=directory is None)
                 changes = _diff(box, screen)
-                fine = _is_untouched(root, before, screen)
+                fine = kept is None or _goes_back(box, kept, screen)
+                fine = _is_untouched(root, before, screen) and fine
                 fine = _is_tight(box, screen) and fine
         except BaseException:
             keep = False
@@ -77,7 +81,7 @@ def demo(directory: str | None, home: Home, screen: Screen, *, keep: bool) -> in
             seconds = 0.0 if keep else _timed(task.delete)[1]
     if keep:
         screen.step("Keep the task")
-        screen.tell(f"see: {_PROGRAM} diff {task.id} --home {_quoted(home.path)}")
+        screen.tell(f"see: {_PROGRAM} log {task.id} --home {_quoted(home.path)}")
     else:
         screen.step("Undo: delete the task", format_seconds(seconds))
         gone = not os.path.lexists(task.directory)
@@ -94,6 +98,38 @@ def _open(box: Sandbox, screen: Screen) -> None:
     screen.step("Open a box", format_seconds(seconds))
     user, network = about.user.partition(" inside")[0], about.network.partition(":")[0]
     screen.tell(f"{about.runtime} {about.version}; {user}; network: {network}; view: /workspace")
+
+
+def _keep(box: Sandbox, screen: Screen) -> Checkpoint | None:
+    """Make a checkpoint; None if something in the directory may not be read."""
+    box.on("progress", lambda seen: screen.progress(f"{seen['files']:,} files read"))
+    try:
+        kept, seconds = _timed(lambda: box.checkpoint("before the build"))
+    except Denied as error:
+        screen.step("Make no checkpoint")
+        screen.judge(False, printable(str(error).split("\n")[0]))
+        return None
+    finally:
+        screen.progress("")
+    screen.step("Make a checkpoint: all files, safe on disk", format_seconds(seconds))
+    stats = kept.stats
+    new = format_size(stats.new_bytes)
+    screen.tell(f"{stats.files:,} files, {format_size(stats.bytes)}, stored in {new}")
+    again, seconds = _timed(box.checkpoint)
+    screen.tell("the first one reads the directory; after that", format_seconds(seconds))
+    again.delete()
+    return kept
+
+
+def _goes_back(box: Sandbox, kept: Checkpoint, screen: Screen) -> bool:
+    """Restore the checkpoint, and compare."""
+    report, seconds = _timed(lambda: box.restore(kept))
+    screen.step("Go back to the checkpoint", format_seconds(seconds))
+    screen.tell(f"{report.written:,} entries written, {report.removed:,} removed")
+    same = not box.diff(kept) and not box.diff()
+    screen.judge(same, "every file is as it was" if same else "something is not as it was")
+    screen.tell(f"what was there instead is kept too: checkpoint {report.saved}")
+    return same
 
 
 def _build(box: Sandbox, before: Survey, screen: Screen, *, renaming: bool) -> None:

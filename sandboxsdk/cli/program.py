@@ -7,10 +7,11 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn, get_args
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from sandboxsdk.errors import SandboxError
+from sandboxsdk.units import format_size
 
 from .screen import Screen, printable
 
@@ -18,6 +19,7 @@ from .screen import Screen, printable
 # is understood from the first moment.
 if TYPE_CHECKING:
     from sandboxsdk.home import Home
+    from sandboxsdk.model import GcReport, RestoreReport, VerifyReport
 
 _SHOWN_MAX = 100
 _ID_LENGTH_MIN = 8
@@ -88,7 +90,34 @@ def _parser() -> argparse.ArgumentParser:
     added.set_defaults(command=_log)
 
     added = commands.add_parser("diff", parents=[place, form, one], help="what a task changed")
+    added.add_argument("--from", dest="old", metavar="CHECKPOINT", help="else from the beginning")
+    added.add_argument("--to", dest="new", metavar="CHECKPOINT", help="else to now")
     added.set_defaults(command=_diff)
+
+    added = commands.add_parser(
+        "restore", parents=[place, form, one], help="go back to a checkpoint"
+    )
+    added.add_argument("checkpoint", metavar="CHECKPOINT", help="its id, tag or name")
+    added.add_argument(
+        "--to", metavar="DIRECTORY", help="put its files there instead; it must be new or empty"
+    )
+    added.add_argument(
+        "--discard", action="store_true", help="do not keep what is replaced as a checkpoint"
+    )
+    added.set_defaults(command=_restore)
+
+    added = commands.add_parser(
+        "gc", parents=[place, form], help="say what disk could be freed, and free it if told to"
+    )
+    added.add_argument("--apply", action="store_true", help="do it")
+    added.set_defaults(command=_gc)
+
+    added = commands.add_parser("verify", parents=[place, form], help="check what is stored")
+    added.add_argument(
+        "--level", choices=("index", "objects", "content"), default="content", help="how deep"
+    )
+    added.add_argument("--repair", action="store_true", help="make anew what can be made anew")
+    added.set_defaults(command=_verify)
     return parser
 
 
@@ -159,19 +188,41 @@ def _log(arguments: argparse.Namespace, screen: Screen) -> int:
         _print_json([{"at": e.at, "kind": e.kind, "data": e.data} for e in entries])
         return 0
     for entry in entries:
-        facts = " ".join(f"{k}={v}" for k, v in entry.data.items() if isinstance(v, str))
+        if entry.kind == "base":
+            continue  # An inner matter: what the workspace began with.
+        facts = _facts(entry.kind, entry.data)
         if entry.kind == "created":
             workspace = task.record.workspace
             facts = f"{task.description!r} on {workspace.path or 'an empty workspace'}"
         when = screen.paint(rfc3339(entry.at), "dim")
-        screen.say(f"{when}  {entry.kind:<9} {printable(facts)}")
+        screen.say(f"{when}  {entry.kind:<10} {printable(facts)}")
     return 0
+
+
+def _facts(kind: str, data: Mapping[str, Any]) -> str:
+    """Tell of an entry what a reader wants to know."""
+    if kind != "checkpoint":
+        told = {name: value for name, value in data.items() if isinstance(value, str)}
+        told.pop("tree", None)
+        return " ".join(f"{name}={value}" for name, value in told.items())
+    stats = data.get("stats", {})
+    named = f"{data['name']!r} " if data.get("name") else ""
+    size = f"{stats.get('files', 0):,} files, {format_size(stats.get('new_bytes', 0))} new"
+    labels = " ".join(f"{key}={value}" for key, value in data.get("labels", {}).items())
+    return f"{data.get('id')} {named}({size}) {labels}".rstrip()
 
 
 def _diff(arguments: argparse.Namespace, screen: Screen) -> int:
     from sandboxsdk.task import Task
 
-    changes = Task.open(arguments.task, home=_home(arguments)).diff()
+    task = Task.open(arguments.task, home=_home(arguments))
+    if arguments.new is None and task.status == "restoring":
+        from sandboxsdk.sandbox import Sandbox
+
+        with Sandbox(task) as box:  # Finishes what a crash has interrupted.
+            changes = box.diff(arguments.old)
+    else:
+        changes = task.diff(arguments.old, arguments.new)
     if arguments.json:
         _print_json(changes)
         return 0
@@ -180,6 +231,44 @@ def _diff(arguments: argparse.Namespace, screen: Screen) -> int:
     if not changes:
         screen.say("nothing changed")
     return 0
+
+
+def _restore(arguments: argparse.Namespace, screen: Screen) -> int:
+    from sandboxsdk.sandbox import Sandbox
+    from sandboxsdk.task import Task
+
+    task = Task.open(arguments.task, home=_home(arguments))
+    checkpoint = task.checkpoint_by(arguments.checkpoint)
+    if arguments.to is not None:
+        report = checkpoint.restore_to(arguments.to)
+    else:
+        with Sandbox(task) as box:
+            report = box.restore(checkpoint, save_current=not arguments.discard)
+    return _say_report(report, arguments, screen)
+
+
+def _gc(arguments: argparse.Namespace, screen: Screen) -> int:
+    report = _home(arguments).gc(dry_run=not arguments.apply)
+    code = _say_report(report, arguments, screen)
+    if not arguments.apply and not arguments.json and report.freed_bytes:
+        screen.say("nothing was deleted; `gc --apply` does it")
+    return code
+
+
+def _verify(arguments: argparse.Namespace, screen: Screen) -> int:
+    report = _home(arguments).verify(arguments.level, repair=arguments.repair)
+    return _say_report(report, arguments, screen)
+
+
+def _say_report(
+    report: RestoreReport | GcReport | VerifyReport, arguments: argparse.Namespace, screen: Screen
+) -> int:
+    if arguments.json:
+        _print_json(report)
+    else:
+        for line in str(report).split("\n"):
+            screen.say(printable(line))
+    return 0 if report.ok else 1
 
 
 def _print_json(value: object) -> None:

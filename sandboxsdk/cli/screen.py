@@ -86,6 +86,11 @@ class Screen:
         """Print a line at once, so that a reader of a pipe sees it when it happens."""
         print(text, flush=True)
 
+    def progress(self, text: str) -> None:
+        """Show on a terminal how far something is; nothing removes what was shown."""
+        if self.terminal:
+            print(f"\r\033[K{'':{_INDENT}}{text}" if text else "\r\033[K", end="", flush=True)
+
     def step(self, title: str, cost: str = "") -> None:
         """Begin a numbered paragraph, with what it cost at the right."""
         self._steps += 1

@@ -19,6 +19,7 @@ import signal
 from typing import Any, NoReturn
 
 from . import descendants, terminal, wire
+from .guests import Guest, Guests, let_go
 from .starting import Starter
 
 _STATUS_BYTES_MAX = 16 * 1024
@@ -98,6 +99,10 @@ class _Holder:
         self._commands: dict[int, _Command] = {}
         self._by_status: dict[int, _Command] = {}
         self._by_channel: dict[int, _Command] = {}
+        self._guests = Guests(plain=spec["plain"])
+        # What is stopped, by the channel that keeps it so; and who waits for all to be dead.
+        self._holds: dict[int, tuple[wire.Channel, list[Guest]]] = {}
+        self._clearing: list[wire.Channel] = []
 
     def run(self) -> None:
         """Return when the owner is dead or hangs up; the caller exits, which kills everything in
@@ -108,6 +113,7 @@ class _Holder:
         self._starter.prepare()
         while True:
             ended = False
+            asked: list[tuple[dict[str, Any], list[int]]] = []
             for descriptor, _events in self._poll.poll():
                 if descriptor == self._wake:
                     os.read(self._wake, 4096)
@@ -116,15 +122,24 @@ class _Holder:
                     self._read_status(self._by_status[descriptor])
                 elif descriptor in self._by_channel:
                     self._serve(self._by_channel[descriptor])
+                elif descriptor in self._holds:
+                    self._go_on(descriptor)
                 elif descriptor == self._owner:
                     return
                 elif descriptor == self._control.fileno():
                     received = self._control.receive()
                     if received is None:
                         return
-                    self._start(*received)
-            if ended:
+                    if received[0]["op"] == "exec":
+                        self._start(*received)
+                    else:
+                        asked.append(received)
+            if ended or asked:
                 self._reap()
+            # Only now: an answer may close descriptors, and poll's news of their numbers is old
+            # then.
+            for message, (descriptor,) in asked:
+                self._answer(message["op"], wire.adopt(descriptor))
 
     def _start(self, message: dict[str, Any], descriptors: list[int]) -> None:
         """Start a command: descriptors are its channel, the arguments, the filter, then its three
@@ -158,6 +173,61 @@ class _Holder:
             for descriptor in (writer, *descriptors[1:]):
                 os.close(descriptor)
         self._starter.prepare()
+
+    def _answer(self, asked: str, channel: wire.Channel) -> None:
+        """Answer what the caller asks about all that runs in the box."""
+        try:
+            if asked == "busy":
+                busy = bool(self._commands) or self._guests.alive(self._spared())
+                _say_last(channel, {"busy": busy})
+            elif asked == "stop":
+                self._stop(channel)
+            else:
+                self._clearing.append(channel)
+                self._clear()
+        except OSError as error:
+            # No descriptors or no memory left; the box must not die of a question.
+            _say_last(channel, {"errno": error.errno, "text": str(error)})
+
+    def _spared(self) -> tuple[int, ...]:
+        return (self._starter.spare,)
+
+    def _stop(self, channel: wire.Channel) -> None:
+        """Stop all that runs, for as long as this channel lasts.
+
+        Nothing else is served meanwhile. The caller says when it has waited long enough.
+        """
+        news = select.poll()
+        for descriptor in (self._owner, channel.fileno()):
+            news.register(descriptor, select.POLLIN)
+        reapers = {command.init for command in self._commands.values()}
+        stopped = self._guests.stop(self._spared(), reapers, lambda: bool(news.poll(0)))
+        if stopped.moving:
+            let_go(stopped.held)
+            _say_last(channel, {"moving": stopped.moving})
+            return
+        self._holds[channel.fileno()] = channel, stopped.held
+        self._poll.register(channel.fileno(), select.POLLIN)
+        with contextlib.suppress(OSError):
+            channel.send({"busy": bool(self._commands) or stopped.busy})
+
+    def _go_on(self, descriptor: int) -> None:
+        """Let those go on that this channel kept: it was asked to, or whoever had it is gone."""
+        channel, held = self._holds.pop(descriptor)
+        self._poll.unregister(descriptor)
+        channel.receive()
+        let_go(held)
+        _say_last(channel, {"moving": ""})
+
+    def _clear(self) -> None:
+        """Kill all that runs; to be called until nothing does, and then whoever asked is told."""
+        for command in self._commands.values():
+            # Before the others: bubblewrap would tell of a program that ended by a signal.
+            command.kill()
+        if not self._guests.kill(self._spared()) and not self._commands:
+            for channel in self._clearing:
+                _say_last(channel, {"cleared": True})
+            self._clearing = []
 
     def _read_status(self, command: _Command) -> None:
         """Read what bubblewrap says of the command: the pid of its init, later the exit code."""
@@ -208,6 +278,8 @@ class _Holder:
         for command in list(self._commands.values()):
             if command.monitor_reaped:
                 self._finish(command)
+        if self._clearing:
+            self._clear()
 
     def _reaped(self, pid: int, status: int, usage: resource.struct_rusage) -> None:
         command = self._commands.get(pid)
@@ -270,3 +342,10 @@ class _Holder:
                     ended["errno"], ended["text"] = said["errno"], said["text"]
         with contextlib.suppress(OSError):
             command.channel.send(ended)
+
+
+def _say_last(channel: wire.Channel, message: dict[str, Any]) -> None:
+    """Send a last word, to somebody who may be gone, and hang up."""
+    with contextlib.suppress(OSError):
+        channel.send(message)
+    channel.close()

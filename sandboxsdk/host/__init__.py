@@ -6,6 +6,9 @@ Knows nothing of sandboxes. Invariants: no file operation here follows a symlink
 may have planted; a lock dies with its holder; nothing is started by forking the caller.
 """
 
+from .database import Database
+from .descent import Cursor, Opener, has_openat2, remove_entry
+from .entry import chmod_entry, translated
 from .lock import FileLock
 from .program import (
     Program,
@@ -20,15 +23,22 @@ from .tree import Tree
 from .whole import disk_usage, remove_tree
 
 __all__ = [
+    "Cursor",
+    "Database",
     "FileLock",
+    "Opener",
     "Program",
     "Tree",
     "boot_id",
+    "chmod_entry",
     "command_line",
     "disk_usage",
     "environment",
+    "has_openat2",
     "host_name",
     "output_of",
+    "remove_entry",
     "remove_tree",
     "start_python",
+    "translated",
 ]

@@ -67,6 +67,19 @@ class Opener:
                     raise
         return _descend(start, parts, functools.partial(_step_nofollow, _mount_of(start)))
 
+    def entry(self, directory: int, name: bytes, flags: int = ENTRY) -> int:
+        """Open an entry of any type, a link itself, but nothing that is mounted over the name.
+
+        `flags` may ask for more than a descriptor of the name; they include O_NOFOLLOW.
+        """
+        if self._with_openat2:
+            return openat2(directory, name, flags, resolve=_RESOLVE)
+        fd = os.open(name, flags, dir_fd=directory)
+        if _mount_of(fd) != _mount_of(directory):
+            os.close(fd)
+            raise OSError(errno.EXDEV, "is a mount point")
+        return fd
+
 
 def _descend(start: int, steps: Iterable[bytes], step: Callable[[int, bytes], int]) -> int:
     fd = start
@@ -141,8 +154,10 @@ class Cursor:
 
     def _unlock(self, fd: int) -> None:
         """Give the owner full rights over a directory to be emptied; /proc reaches mode 000 too."""
+        if not self._force:
+            return
         mode = os.fstat(fd).st_mode
-        if self._force and mode & 0o700 != 0o700:
+        if mode & 0o700 != 0o700:
             with contextlib.suppress(PermissionError):
                 chmod_entry(fd, mode | 0o700)
 

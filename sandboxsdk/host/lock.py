@@ -215,7 +215,14 @@ class _Wait:
 
 
 def _open(path: str, _flags: int) -> int:
-    return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, os.O_RDWR | flags)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        # Nobody can leave a note there, and a lock needs none.
+        return os.open(path, os.O_RDONLY | flags)
 
 
 def _copy_of(file: io.FileIO) -> io.FileIO:

@@ -306,12 +306,14 @@ class Tree:
             cursor = Cursor(self._opener, self._root, parts)
         try:
             here = b"" if not parts else path + b"/"
+            # Of the directories above only the lengths of their paths: all the paths of a deep tree
+            # would be more than the memory holds.
+            lengths: list[int] = []
             with self._translating("walk", path), self.acting():
-                levels = [(here, iter(self._names(cursor, path)))]
+                levels = [iter(self._names(cursor, path))]
             while levels:
-                here, names = levels[-1]
                 try:
-                    entries, more = self._entries(cursor, here, names)
+                    entries, more = self._entries(cursor, here, levels[-1])
                 except Denied as error:
                     if unreadable is None:
                         raise
@@ -322,7 +324,9 @@ class Tree:
                     if entries and self._wants(entries[-1], enter):
                         below = entries[-1][0]
                         try:
-                            levels.append((below + b"/", self._go_down(cursor, below)))
+                            levels.append(self._go_down(cursor, below))
+                            lengths.append(len(here))
+                            here = below + b"/"
                         except FileMissing:
                             continue
                         except (Denied, FileConflict) as error:
@@ -334,6 +338,7 @@ class Tree:
                 if levels:
                     with self._translating("walk", here[:-1]), self.acting():
                         cursor.leave()
+                    here = here[: lengths.pop()]
         finally:
             cursor.close()
 

@@ -7,6 +7,6 @@ Invariants: a finished line never changes; every line names the digest of the on
 that returned is in the file; a torn last line is as if it had never been written.
 """
 
-from .journal import Entry, Journal
+from .journal import FILE, Entry, Journal
 
-__all__ = ["Entry", "Journal"]
+__all__ = ["FILE", "Entry", "Journal"]

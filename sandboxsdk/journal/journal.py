@@ -11,22 +11,29 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Mapping
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-from sandboxsdk import clock
+from sandboxsdk import clock, disk
 from sandboxsdk.codec import decode_json, digest, encode_json
-from sandboxsdk.errors import Corrupt, Denied, HostFull, HostRefused, NotFound
+from sandboxsdk.errors import Corrupt, Denied, HostRefused, NotFound
+
+FILE = "journal.jsonl"
+"""Its name in the directory of a task."""
 
 _FIRST = "0" * 64
+_SECTOR = 512
+# So many lines may be written without a sync, before or with one that is synced.
+_LOST_LINES_MAX = 16
 _BYTES_MAX = 4 * 1024**3
 _SUM_LENGTH = 16
 _SUM = b',"sum":"'
 _END = re.compile(b'%s[0-9a-f]{%d}"}' % (_SUM, _SUM_LENGTH))
 _TAIL_LENGTH = len(_SUM) + _SUM_LENGTH + len(b'"}')
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_FILE_OF_OURS = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENOTDIR)
 
 
@@ -49,10 +56,24 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Journal:
-    """Reads and appends one journal file. Appending needs the task's lease, reading nothing."""
+    """Reads and appends one journal file. Appending needs the task's lease, reading nothing.
+
+    Threads of one process may append at once: they take turns.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other threads of this process from appending during the block; blocks nest.
+
+        What is read in the block is still so when something is appended in it. Other processes are
+        kept away by the task's lease.
+        """
+        guard = _guard_of(self.path)  # Held by name: it is gone when nobody has it.
+        with guard.lock:
+            yield
 
     def entries(self) -> list[Entry]:
         """Read all entries; an unfinished last line (a crash while appending) is left out.
@@ -69,7 +90,7 @@ class Journal:
         Raises:
             HostFull, HostRefused: it cannot be written, or there is one already.
         """
-        return self._write([], 0, _FIRST, kind, data, sync=sync, flags=os.O_CREAT | os.O_EXCL)
+        return self._write([], 0, _FIRST, kind, data, sync=sync, first=True)
 
     def append(self, kind: str, data: Mapping[str, Any], *, sync: bool = False) -> Entry:
         """Add one entry after the last whole one; with `sync` it survives a power cut when this
@@ -80,8 +101,9 @@ class Journal:
             Corrupt: it is damaged; nothing is added to it.
             HostFull, HostRefused: it cannot be written.
         """
-        found, length, prev = self._read()
-        return self._write(found, length, prev, kind, data, sync=sync, flags=0)
+        with self.alone():
+            found, length, prev = self._read()
+            return self._write(found, length, prev, kind, data, sync=sync, first=False)
 
     def _write(
         self,
@@ -92,38 +114,41 @@ class Journal:
         data: Mapping[str, Any],
         *,
         sync: bool,
-        flags: int,
+        first: bool,
     ) -> Entry:
         entry = Entry(seq=len(found), at=clock.now_ns(), kind=kind, data=dict(data), prev=prev)
         line = _line(entry) + b"\n"
-        flags |= os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            descriptor = os.open(self.path, flags, 0o600)
+        with disk.translated("append to", self.path):
+            if first:
+                descriptor = disk.create(self.path)
+            else:
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                os.ftruncate(descriptor, length)
-                _write_all(descriptor, line, length)
+                if os.fstat(descriptor).st_size != length:
+                    disk.truncate(descriptor, length)
+                disk.write(descriptor, line, length)
                 if sync:
-                    os.fdatasync(descriptor)
+                    disk.sync_data(descriptor)
             except BaseException:
                 # What was not acknowledged is not there either.
                 with contextlib.suppress(OSError):
-                    os.ftruncate(descriptor, length)
+                    disk.truncate(descriptor, length)
                 raise
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            if error.errno in _DISK_FULL:
-                raise HostFull(path=self.path, reason=error.strerror) from error
-            raise HostRefused(what="append to", path=self.path, reason=error.strerror) from error
         return entry
 
     def _read(self) -> tuple[list[Entry], int, str]:
         """Give the entries, the length of their lines in bytes, and the digest of the last line."""
-        *lines, rest = _bytes_of(self.path).split(b"\n")
+        data = _bytes_of(self.path)
+        *lines, rest = data.split(b"\n")
         entries: list[Entry] = []
         length, prev = 0, _FIRST
         for number, line in enumerate(lines, 1):
-            if not _is_whole(line):
+            whole = _is_whole(line)
+            if not whole and len(lines) - number < _LOST_LINES_MAX and _is_lost(data, length):
+                return entries, length, prev
+            if not whole:
                 raise Corrupt(
                     path=self.path, line=number, reason=f"line {number} is not what was written"
                 )
@@ -134,8 +159,10 @@ class Journal:
             entries.append(entry)
             length += len(line) + 1
             prev = digest(line)
+        # A newline that a power cut has lost may have left a NUL.
+        found = rest.rstrip(b"\0")
         if any(
-            _is_whole(rest[: end.end()]) for end in _END.finditer(rest) if end.end() < len(rest)
+            _is_whole(found[: end.end()]) for end in _END.finditer(found) if end.end() < len(found)
         ):
             # Not an unfinished line: a crash leaves nothing behind a whole one but its newline.
             number = len(lines) + 1
@@ -144,11 +171,51 @@ class Journal:
         return entries, length, prev
 
 
+class _Guard:
+    """The lock of one journal among the threads of this process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+
+_guards: weakref.WeakValueDictionary[str, _Guard] = weakref.WeakValueDictionary()
+_looking = threading.Lock()
+
+
+def _guard_of(path: str) -> _Guard:
+    with _looking:
+        return _guards.setdefault(path, _Guard())
+
+
+def _start_anew() -> None:
+    """In a forked child: wait for no thread that is the parent's."""
+    global _guards, _looking
+    _guards, _looking = weakref.WeakValueDictionary(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_start_anew)
+
+
+def _is_lost(data: bytes, start: int) -> bool:
+    """Tell whether a power cut has left the line that begins at `start`, and what is behind it.
+
+    Of what was not synced it may leave sectors and lose others, which are NULs then: from a border
+    of sectors (or from where the first of the lines began) to the next. A line has no NUL, and no
+    damage of single bytes looks like this. What was acknowledged was synced, with all before it.
+    """
+    first = data.find(b"\0", start)
+    if first < 0 or b"\n" in data[start:first]:
+        return False
+    behind = len(data) - len(data[first:].lstrip(b"\0"))
+    begins = first == start or first % _SECTOR == 0
+    return begins and (behind == len(data) or behind % _SECTOR == 0)
+
+
 def _bytes_of(path: str) -> bytes:
     """Read a regular file, and nothing that stands in its place."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        with open(os.open(path, flags), "rb") as file:
+        with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise Corrupt(path=path, line=0, reason="is not a regular file")
@@ -178,11 +245,3 @@ def _is_whole(line: bytes) -> bool:
 
 def _sum(body: bytes) -> bytes:
     return digest(body)[:_SUM_LENGTH].encode("ascii")
-
-
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view = view[written:]
-        offset += written

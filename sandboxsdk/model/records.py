@@ -11,7 +11,10 @@ import msgspec
 
 from .settings import Spec, Workspace
 
-Status = Literal["pending", "active", "paused", "completed", "failed", "cancelled", "archived"]
+# "restoring" is never stored: it is told while a restore is open that a crash has interrupted.
+Status = Literal[
+    "pending", "active", "paused", "completed", "failed", "cancelled", "archived", "restoring"
+]
 SCHEMA_VERSION = 1
 
 

@@ -128,7 +128,12 @@ def check_many(values: object, kind: type[_T], *, what: str) -> tuple[_T, ...]:
     return given
 
 
-def _check_choice(value: object, known: tuple[str, ...], *, what: str) -> None:
+def check_choice(value: object, known: tuple[str, ...], *, what: str) -> None:
+    """Refuse what is not one of the known words.
+
+    Raises:
+        UsageError: it is none.
+    """
     if value not in known:
         hint = f"one of: {', '.join(known)}"
         raise UsageError(what=what, value=value, reason="is unknown", hint=hint)
@@ -203,7 +208,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     allowlist: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_choice(self.mode, ("none", "allow", "open"), what="Network.mode")
+        check_choice(self.mode, ("none", "allow", "open"), what="Network.mode")
         force_setattr(self, "allowlist", check_many(self.allowlist, str, what="Network.allowlist"))
         for target in self.allowlist:
             hint = 'write "api.example.com", "*.example.org:443" or "10.1.0.0/16:5432"'
@@ -260,9 +265,7 @@ class Image(msgspec.Struct, frozen=True):
     pull: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice(
-            self.kind, ("host", "rootfs", "tar", "busybox", "registry"), what="Image.kind"
-        )
+        check_choice(self.kind, ("host", "rootfs", "tar", "busybox", "registry"), what="Image.kind")
         check_one(self.pull, bool, what="Image.pull")
         wanted = self.kind in ("registry", "rootfs", "tar")
         if not isinstance(self.reference, str) or (wanted and not self.reference):
@@ -316,7 +319,7 @@ class Mount(msgspec.Struct, frozen=True):
                 hint = "write a path inside the box, such as /opt/tools"
                 raise UsageError(what="Mount.target", value=target, reason=reason, hint=hint)
         check_one(self.write, bool, what="Mount.write")
-        _check_choice(self.kind, ("bind", "toolchain", "cache"), what="Mount.kind")
+        check_choice(self.kind, ("bind", "toolchain", "cache"), what="Mount.kind")
         if self.kind == "cache":
             check_name(self.source, what="Mount.cache")
         force_setattr(self, "also", check_many(self.also, str, what="Mount.also"))
@@ -346,9 +349,9 @@ class Workspace(msgspec.Struct, frozen=True, kw_only=True):
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_choice(self.mode, ("private", "direct"), what="Workspace.mode")
+        check_choice(self.mode, ("private", "direct"), what="Workspace.mode")
         known = ("auto", "overlay", "reflink", "copy")
-        _check_choice(self.kind, known, what="Workspace.kind")
+        check_choice(self.kind, known, what="Workspace.kind")
         if self.path is not None:
             # An empty path and a NUL are for those who look at the host to tell of.
             check_one(self.path, str, what="Workspace.path")
@@ -394,7 +397,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         known = ("auto", "bubblewrap", "docker", "process")
-        _check_choice(self.runtime, known, what="runtime")
+        check_choice(self.runtime, known, what="runtime")
         check_one(self.image, Image, what="image")
         check_one(self.limits, Limits, what="limits")
         check_one(self.network, Network, what="network")

@@ -91,6 +91,11 @@ class BoxCgroup(abc.ABC):
         self.paths: tuple[str, ...] = tuple(dict.fromkeys(places.values()))
         self._locks: dict[str, int] = {}
 
+    @property
+    def can_freeze(self) -> bool:
+        """Whether there is a freezer."""
+        return "freezer" in self._places
+
     def claim(self) -> None:
         """Make the directories; what was made before one fails is there for `remove`."""
         for path in self.paths:

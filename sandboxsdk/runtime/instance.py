@@ -1,28 +1,28 @@
-"""An entered box that a holder keeps, and a command that runs in it: the caller's ends."""
+"""An entered box that a holder keeps: the caller's end."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
-import select
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
-from sandboxsdk import clock, holder
-from sandboxsdk.errors import BoxLost, CapabilityError, HostRefused, UsageError
+from sandboxsdk import holder
+from sandboxsdk.errors import BoxBusy, BoxLost, HostRefused, UsageError
 from sandboxsdk.host import Tree, remove_tree
 from sandboxsdk.model import Description, Limits, LimitState, Usage
 
 from .arguments import HOME, WORKSPACE
 from .cgroup import BoxCgroup
+from .freezing import Asking, CgroupFreezer, Freezer, HolderFreezer
+from .gate import Gate
 from .listening import listens
-from .runtime import BoxPlan, Command, Ended, Pressure
-
-_DEAD_SECONDS_MAX = 30.0
-_START_SECONDS_MAX = 10.0
+from .running import DEAD_SECONDS_MAX, HeldRunning, pid_of, readable
+from .runtime import BoxPlan, Command, Pressure
 
 
 class Dialect(Protocol):
@@ -70,7 +70,16 @@ class HeldInstance:
         self._cgroup = cgroup
         self._scratch = scratch
         self._pressure = Pressure()
+        self._asking = Asking(plan.id, channel)
+        self._freezer: Freezer = HolderFreezer(self._asking)
+        if cgroup is not None and cgroup.can_freeze:
+            self._freezer = CgroupFreezer(plan.id, cgroup)
+        self._gate = Gate(plan.id, self._settle)
         self._paused = False
+        self._stands = False
+        # Commands of which something may be alive; those of a lingering box until it was asked.
+        self._unended: set[int] = set()
+        self._serials = itertools.count()
         self._guard = threading.Lock()
         self._open = True
         self.pid: int = os.getpid()
@@ -83,17 +92,15 @@ class HeldInstance:
             weakref.finalize(tree, os.close, root).atexit = False
 
     def start(self, command: Command) -> HeldRunning:
-        """Start a command.
+        """Start a command; while another thread freezes or clears the box, that waits.
 
         Raises:
             BoxLost: the holder is gone.
             HostRefused: the kernel refused (descriptors, memory).
-            UsageError: the box is paused, or there are more arguments than bubblewrap takes.
+            UsageError: the box is paused, or frozen by this thread, or there are more arguments
+                than bubblewrap takes.
         """
-        if self._paused:
-            # A process that joins a frozen cgroup cannot even be killed.
-            hint = "call box.unpause() first"
-            raise UsageError(what="box", value=self._plan.id, reason="is paused", hint=hint)
+        serial = next(self._serials)
         options = self._dialect.arguments(command)
         message = {
             "op": "exec",
@@ -110,7 +117,13 @@ class HeldInstance:
                 # One by one: if the second cannot be made, the first is closed.
                 opened.append(_memory(options))
                 opened.append(_memory(self._dialect.seccomp))
-                self._channel.send(message, [theirs.fileno(), *opened, *streams])
+                with self._gate.starting():
+                    self._refuse_paused()
+                    self._channel.send(message, [theirs.fileno(), *opened, *streams])
+                    self._unended.add(serial)
+            except UsageError:
+                mine.close()
+                raise
             except OSError as error:
                 mine.close()
                 if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTCONN):
@@ -122,7 +135,13 @@ class HeldInstance:
                     os.close(descriptor)
         except OSError as error:
             raise HostRefused(what="start", path=command.argv[0], reason=str(error)) from error
-        running = HeldRunning(mine, self._pidfd, command.argv[0], self._let_die)
+        running = HeldRunning(
+            mine,
+            self._pidfd,
+            command.argv[0],
+            let_die=self._let_die,
+            on_end=lambda: self._forget(serial),
+        )
         if command.terminal and running.await_terminal() is not None:
             running.close()
             raise HostRefused(what="open", path="a terminal", reason="the box gave none")
@@ -146,30 +165,114 @@ class HeldInstance:
             self._cgroup.update(limits)
         self._limits = limits
 
+    def busy(self) -> bool:
+        """Tell whether any process of the guest is alive. See `Instance.busy`."""
+        with self._gate.looking():
+            asked = set(self._unended)
+        if not asked or not self._open:
+            return False
+        try:
+            busy = self._asking.busy()
+        except BoxLost:
+            if self.alive():
+                raise
+            busy = False
+        if not busy:
+            self._forget(*asked, left=False)
+        return busy
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have all stand still inside the block. See `Instance.frozen`."""
+        with self._gate.shut():
+            self._stand()
+            yield
+
     def pause(self) -> None:
-        """Stop every process where it is.
+        """Stop every process where it is, until `unpause` or a kill.
 
         Raises:
-            CapabilityError: there is no freezer that we may use.
+            BoxBusy: something could not be stopped in time; all go on.
         """
-        if self._cgroup is None:
-            raise CapabilityError(
-                wanted="pause",
-                reason="no cgroup freezer may be used here",
-                hint="run as root, or in a delegated cgroup",
-            )
-        self._paused = True
-        self._cgroup.freeze()
+        with self._gate.shut():
+            self._stand()
+            self._paused = True
 
     def unpause(self) -> None:
-        if self._cgroup is not None and self._paused:
-            self._cgroup.thaw()
+        """Let the processes go on; inside a `frozen` block, after it."""
+        with self._gate.shut():
             self._paused = False
 
+    def clear(self) -> None:
+        """Kill all that runs in the box. See `Instance.clear`."""
+        with self._gate.shut(again=False):
+            asked = set(self._unended)
+            self._paused = False
+            if not asked:
+                return
+            channel = self._asking.ask("clear")
+            try:
+                # What is frozen cannot die.
+                self._settle()
+                message = self._asking.answer(channel, DEAD_SECONDS_MAX)
+            finally:
+                channel.close()
+            if message is None:
+                what = f"it could not be cleared within {DEAD_SECONDS_MAX:g} s"
+                raise BoxBusy(box=self._plan.id, what=what)
+            self._forget(*asked, left=False)
+
+    @property
+    def workspace(self) -> int:
+        """Descriptor of the mounted workspace. See `Instance.workspace`."""
+        if not self._roots:
+            raise BoxLost(box=self._plan.id, reason="it was closed")
+        return self._roots[0]
+
+    def seen_ids(self, uid: int, gid: int) -> tuple[int, int]:
+        """Give the ids that mean these on disk. See `Instance.seen_ids`."""
+        if self._dialect.ids is None:
+            return uid, gid
+        view = self._plan.view
+        owner = (view.lowers[-1] if view.lowers else view.task).owner
+        (box_uid, box_gid), (own_uid, own_gid) = self._dialect.ids, owner
+        return (
+            {own_uid: box_uid, box_uid: own_uid}.get(uid, uid),
+            {own_gid: box_gid, box_gid: own_gid}.get(gid, gid),
+        )
+
+    def _refuse_paused(self) -> None:
+        if self._paused:
+            # A process that joins a frozen cgroup cannot even be killed.
+            hint = "call box.unpause() first"
+            raise UsageError(what="box", value=self._plan.id, reason="is paused", hint=hint)
+
+    def _stand(self) -> None:
+        """Stop what runs, unless it stands; with the gate shut."""
+        asked = set(self._unended)
+        if self._stands or not asked:
+            return
+        # Whatever comes in between, a half-finished stop must be undone when the gate opens.
+        self._stands = True
+        if not self._freezer.stop():
+            self._forget(*asked, left=False)
+
+    def _settle(self) -> None:
+        """Let go on what stands, if nobody wants it to: called when the gate opens."""
+        if self._stands and not self._paused:
+            self._stands = False
+            self._freezer.go_on()
+
+    def _forget(self, *serials: int, left: bool = True) -> None:
+        """Take note of commands that are over; what a lingering box `left` may still be there."""
+        if not (left and self._plan.linger):
+            with self._gate.looking():
+                self._unended.difference_update(serials)
+
     def _let_die(self) -> None:
-        """Thaw a paused box in which something is killed: what is frozen cannot die."""
-        with contextlib.suppress(HostRefused):
-            self.unpause()
+        """Let a paused box go on in which something is killed: what is frozen cannot die."""
+        with self._gate.changing():
+            self._paused = False
 
     def limit_states(self) -> tuple[LimitState, ...]:
         return self._dialect.states(self._limits)
@@ -178,10 +281,10 @@ class HeldInstance:
         return self._dialect.describe(self.limit_states())
 
     def listening(self, port: int) -> bool:
-        return listens(_pid_of(self._pidfd), port)
+        return listens(pid_of(self._pidfd), port)
 
     def alive(self) -> bool:
-        return self._open and not _readable(self._pidfd, 0.0)
+        return self._open and not readable(self._pidfd, 0.0)
 
     def close(self) -> None:
         """End the box; returns when every process of it is dead and nothing of it is left on the
@@ -195,8 +298,11 @@ class HeldInstance:
             if self.pid != os.getpid():
                 # A forked child: the box is the parent's.
                 self._channel.drop()
+                self._freezer.disown()
             else:
                 self._end()
+                # Nothing is left to go on; this lets go of what kept it.
+                self._let_die()
         finally:
             self._let_go()
 
@@ -206,14 +312,14 @@ class HeldInstance:
             with contextlib.suppress(HostRefused):
                 self._cgroup.thaw()
         self._channel.close()
-        dead = _readable(self._pidfd, _DEAD_SECONDS_MAX)
-        dead = dead and _readable(self._gone, _DEAD_SECONDS_MAX)
+        dead = readable(self._pidfd, DEAD_SECONDS_MAX)
+        dead = dead and readable(self._gone, DEAD_SECONDS_MAX)
         if self._cgroup is not None:
             self._cgroup.remove()
         if self._scratch:
             _remove(self._scratch)
         if not dead:
-            reason = f"its processes did not die within {_DEAD_SECONDS_MAX:g} s"
+            reason = f"its processes did not die within {DEAD_SECONDS_MAX:g} s"
             raise BoxLost(box=self._plan.id, reason=reason)
 
     def _let_go(self) -> None:
@@ -226,116 +332,6 @@ class HeldInstance:
         self._roots = []
         for descriptor in (self._pidfd, self._gone):
             os.close(descriptor)
-
-
-class HeldRunning:
-    """One command of a box, watched through its channel."""
-
-    def __init__(
-        self,
-        channel: holder.Channel,
-        holder_pidfd: int,
-        program: str,
-        let_die: Callable[[], None],
-    ) -> None:
-        self._channel = channel
-        self._let_die = let_die
-        self._holder_pidfd = holder_pidfd
-        self._program = os.path.basename(program)
-        self._started_by = os.getpid()
-        self._pid = 0
-        self._terminal = -1
-        self._ended: Ended | None = None
-
-    @property
-    def pid(self) -> int:
-        return self._pid
-
-    @property
-    def terminal(self) -> int:
-        return self._terminal
-
-    def fileno(self) -> int:
-        return self._channel.fileno()
-
-    def await_terminal(self) -> Ended | None:
-        """Wait for the holder's answer: a terminal, or the end."""
-        while self._terminal < 0 and self._ended is None:
-            if not _readable(self.fileno(), _START_SECONDS_MAX):
-                self._ended = Ended(started=False, trouble="no terminal came in time")
-            else:
-                self.news()
-        return self._ended
-
-    def news(self) -> Ended | None:
-        if self._ended is not None:
-            return self._ended
-        received = self._channel.receive()
-        if received is None:
-            # Only a dead holder leaves without a word; wait until its box is dead too.
-            _readable(self._holder_pidfd, _DEAD_SECONDS_MAX)
-            self._ended = Ended(started=True, lost=True, trouble="the holder of the box ended")
-            return self._ended
-        message, descriptors = received
-        for descriptor in descriptors:
-            if "terminal" in message:
-                self._terminal = descriptor
-            else:
-                self._pid = _pid_of(descriptor)
-                os.close(descriptor)
-        if "ended" in message or "errno" in message:
-            self._ended = _ended(message)
-        return self._ended
-
-    def ask_pid(self) -> None:
-        with contextlib.suppress(OSError):
-            self._channel.send({"op": "init"})
-
-    def await_start(self) -> Ended | None:
-        self.ask_pid()
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
-        # Bounded: a program that calls itself "bwrap" looks as if it had not started yet.
-        deadline = clock.monotonic() + 2.0
-        while self._ended is None and clock.monotonic() < deadline:
-            if self._pid and (self._program == "bwrap" or _runs_another_program(self._pid)):
-                return None
-            if poll.poll(1):
-                self.news()
-        return self._ended
-
-    def await_end(self, seconds: float) -> Ended | None:
-        """Wait for the end, without reading anything the command prints."""
-        deadline = clock.monotonic() + seconds
-        while self._ended is None and _readable(self.fileno(), deadline - clock.monotonic()):
-            self.news()
-        return self._ended
-
-    def kill(self) -> None:
-        # In a forked child the command is the parent's.
-        if self._started_by == os.getpid():
-            with contextlib.suppress(OSError):
-                self._channel.send({"op": "kill"})
-            self._let_die()
-
-    def close(self) -> None:
-        if self._started_by == os.getpid():
-            self._channel.close()
-        else:
-            self._channel.drop()
-
-
-def _ended(message: dict[str, Any]) -> Ended:
-    exit_code = message.get("exit_code")
-    trouble = message.get("text", "")
-    started = exit_code is not None or bool(message.get("killed")) or bool(message.get("signal"))
-    return Ended(
-        started=started and not trouble,
-        exit_code=exit_code,
-        trouble=trouble,
-        cpu_seconds=message.get("cpu_seconds"),
-        memory_bytes_max=message.get("rss_bytes_max"),
-    )
 
 
 def _remove(directory: str) -> None:
@@ -354,37 +350,3 @@ def _memory(data: bytes) -> int:
         view = view[os.write(descriptor, view) :]
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
-
-
-def _readable(descriptor: int, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
-
-
-def _pid_of(pidfd: int) -> int:
-    """Give the process's id as this process sees it; 0 if it is gone or cannot be told."""
-    # Too many open files, or a box that another thread has closed: the id is only for watching.
-    with (
-        contextlib.suppress(OSError),
-        open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file,
-    ):
-        for line in file:
-            name, _colon, value = line.partition(":")
-            if name == "Pid":
-                return max(int(value), 0)
-    return 0
-
-
-def _runs_another_program(init: int) -> bool:
-    """Tell whether the init's child has left bubblewrap behind by exec."""
-    try:
-        with open(f"/proc/{init}/task/{init}/children", encoding="ascii") as file:
-            children = file.read().split()
-        for child in children:
-            with open(f"/proc/{child}/comm", encoding="ascii", errors="replace") as file:
-                if file.read().strip() != "bwrap":
-                    return True
-    except OSError:
-        pass
-    return False

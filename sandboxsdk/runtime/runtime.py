@@ -6,6 +6,7 @@ Implementations are neighbours in this room.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
 import msgspec
@@ -122,9 +123,61 @@ class Instance(Protocol):
 
     def update(self, limits: Limits) -> None: ...
 
-    def pause(self) -> None: ...
+    def busy(self) -> bool:
+        """Tell whether any process of the guest is alive: a command's, or one that it left.
 
-    def unpause(self) -> None: ...
+        Raises:
+            BoxLost: nobody is there who could tell.
+        """
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Have all processes of the guest stand still inside the block, and go on after it.
+
+        What was paused or stopped before stays so. Starts of other threads wait for the end of the
+        block; so do their pause, unpause and clear. A kill is obeyed, at the latest after the
+        block; close does not wait. Blocks of one thread may lie in each other.
+
+        Where the kernel offers no freezer, SIGSTOP and SIGCONT do it, which programs may notice:
+        a handler of SIGCONT runs, a sleep may end early as it does for any signal.
+
+        Raises:
+            BoxBusy: a process could not be stopped within 5 s; all go on.
+            BoxLost: the box is gone.
+        """
+
+    def pause(self) -> None:
+        """Stop every process where it is, until `unpause`; starts are refused. Raises as `frozen`.
+
+        A kill lets the box go on: what is frozen cannot die.
+        """
+
+    def unpause(self) -> None:
+        """Let the processes go on."""
+
+    def clear(self) -> None:
+        """Kill every process of the guest; returns when all are dead. The box can be used on.
+
+        Commands that run end as after their kill; a paused box goes on.
+
+        Raises:
+            BoxBusy: something did not die within 30 s.
+            BoxLost: the box is gone.
+            UsageError: this thread has frozen the box.
+        """
+
+    @property
+    def workspace(self) -> int:
+        """Descriptor of the root of the mounted /workspace; it stays the instance's.
+
+        Raises:
+            BoxLost: the box is closed.
+        """
+
+    def seen_ids(self, uid: int, gid: int) -> tuple[int, int]:
+        """Give what fchown must be told below `workspace` to make these the owners on disk.
+
+        It works in both directions: told what fstat says there, it gives the owners on disk.
+        """
 
     def describe(self) -> Description: ...
 

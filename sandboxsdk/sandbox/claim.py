@@ -1,7 +1,8 @@
-"""Which box of this process has the files of a task mounted.
+"""Which boxes of this process have the files of a task mounted.
 
 A private view is mounted once: what two mounts over one upper do is undefined, and the lease of a
-task does not keep this process from itself.
+task does not keep this process from itself. Of a directory itself there may be several: who wants
+its files to stand still must know them all.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import os
 import threading
 
 from sandboxsdk.errors import Conflict
+from sandboxsdk.runtime import Instance
 
 # By process, because a forked child has nothing mounted, and by place.
 _boxes: dict[tuple[int, str], str] = {}
 _guard = threading.Lock()
+_running: dict[tuple[int, str], list[Instance]] = {}
 
 
 def claim(directory: str, box: str) -> None:
@@ -36,3 +39,25 @@ def let_go(box: str) -> None:
     with _guard:
         for place in [place for place, owner in _boxes.items() if owner == box]:
             del _boxes[place]
+
+
+def note_running(directory: str, instance: Instance) -> None:
+    """Remember that this instance works on the files in `directory`."""
+    with _guard:
+        _running.setdefault((os.getpid(), directory), []).append(instance)
+
+
+def note_ended(instance: Instance) -> None:
+    """Forget an instance."""
+    with _guard:
+        for place, instances in list(_running.items()):
+            if instance in instances:
+                instances.remove(instance)
+                if not instances:
+                    del _running[place]
+
+
+def running_on(directory: str) -> list[Instance]:
+    """Give the instances of this process that work on the files in `directory`, oldest first."""
+    with _guard:
+        return [i for i in _running.get((os.getpid(), directory), []) if i.alive()]

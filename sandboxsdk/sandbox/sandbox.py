@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import msgspec
 
-from sandboxsdk import clock
-from sandboxsdk.errors import BoxLost, CapabilityError, CommandFailed, UsageError
+from sandboxsdk.checkpoint import Checkpoint
+from sandboxsdk.errors import CommandFailed, UsageError
 from sandboxsdk.home import Home
 from sandboxsdk.ids import new_id
 from sandboxsdk.model import (
@@ -22,6 +22,7 @@ from sandboxsdk.model import (
     Limits,
     Mount,
     Network,
+    RestoreReport,
     Secret,
     Spec,
     Usage,
@@ -29,12 +30,10 @@ from sandboxsdk.model import (
     check_many,
     check_one,
 )
-from sandboxsdk.runtime import BoxPlan, Instance, Runtime, Watch
+from sandboxsdk.runtime import Instance, Runtime, Watch
 from sandboxsdk.task import Session, Task, make
-from sandboxsdk.workspace import OpenWorkspace
 
-from . import execution
-from .claim import claim, let_go
+from . import checkpoints, execution
 from .command import (
     Typed,
     check_max_output,
@@ -45,12 +44,13 @@ from .command import (
 )
 from .execution import MAX_OUTPUT, OnOutput
 from .files import Files
+from .opening import Opening
 from .outcome import failure_hint
 from .process import Process
 from .pump import Pump
 from .requirement import check_required
 
-EVENTS = ("entered", "exec", "spawn", "lost", "closed")
+EVENTS = ("entered", "exec", "spawn", "lost", "closed", "checkpoint", "restore", "progress")
 
 
 class Sandbox:
@@ -111,9 +111,15 @@ class Sandbox:
         self._guard = threading.RLock()
         self._session: Session | None = None
         self._entered_by = 0
-        self._workspace: OpenWorkspace | None = None
-        self._instance: Instance | None = None
-        self._watch: Watch | None = None
+        self._opening = Opening(
+            self.id,
+            self._home,
+            self._runtime,
+            self._spec,
+            linger=session,
+            tell=self._tell,
+            inside=self._inside,
+        )
         self._processes: list[Process] = []
         self._callbacks: list[tuple[str, Callable[[Mapping[str, Any]], object]]] = []
 
@@ -280,14 +286,85 @@ class Sandbox:
         self._tell("spawn", {"command": text})
         return process
 
-    def diff(self, since: None = None) -> list[Change]:
-        """Tell what differs from the task's beginning; costs what changed, not what exists."""
-        if since is not None:
-            raise CapabilityError(
-                wanted="diff since a checkpoint", reason="this version has no checkpoints"
+    def checkpoint(
+        self,
+        name: str | None = None,
+        *,
+        description: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> Checkpoint:
+        """Keep the files of /workspace as they are; they survive a power cut when this returns.
+
+        What runs in the box stands still meanwhile. As a context manager the checkpoint rolls the
+        files back, to itself, if the block raises.
+
+        Args:
+            name: a short name to find it by; need not be unique.
+
+        Raises:
+            Denied: a file may not be read; the path says which. Nothing was made.
+            HostFull, HostRefused: it cannot be written. Nothing was made.
+        """
+        task = self._inside()
+        self._entered()
+        return checkpoints.take(
+            task,
+            name=name,
+            description=description,
+            labels=labels,
+            tell=self._tell,
+            roll_back=self._roll_back,
+        )
+
+    def restore(
+        self,
+        checkpoint_or_name: Checkpoint | str,
+        *,
+        save_current: bool = True,
+        kill: bool = False,
+    ) -> RestoreReport:
+        """Make the files of /workspace what they were at a checkpoint.
+
+        Args:
+            save_current: keep what is replaced as a checkpoint; the report names it.
+            kill: end the processes that run in the box first.
+
+        Raises:
+            BoxBusy: processes run, and `kill` is not set.
+            CheckpointNotFound, AmbiguousId: there is no such checkpoint, or more than one.
+            UsageError: it is a checkpoint of another task.
+            Corrupt: part of it is missing or damaged; nothing was touched.
+            HostFull, HostRefused: it could not be finished; the next use of the box tries again.
+        """
+        save = {"before-restore": "yes"} if save_current else None
+        task = self._inside()
+        with self._opening.restoring():
+            instance = self._opening.instance(task, finish=False)
+            return checkpoints.restore(
+                task, instance, checkpoint_or_name, save=save, kill=kill, tell=self._tell
             )
-        self._inside()
-        return self._open_workspace().diff()
+
+    def _roll_back(self, checkpoint: Checkpoint) -> RestoreReport:
+        """Undo what was done since; a box that died meanwhile is started anew for it."""
+        task = self._inside()
+        save = {"rolled-back": checkpoint.id}
+        with self._opening.restoring():
+            instance = self._opening.revived(task)
+            return checkpoints.restore(
+                task, instance, checkpoint, save=save, kill=True, tell=self._tell, rollback=True
+            )
+
+    def diff(self, since: Checkpoint | str | None = None) -> list[Change]:
+        """Tell what differs from a checkpoint (None: from the task's beginning).
+
+        From the beginning it costs what changed, not what exists.
+
+        Raises:
+            CheckpointNotFound, AmbiguousId: there is no such checkpoint, or more than one.
+        """
+        task = self._inside()
+        self._opening.finish(task)
+        return [*task.checkpoint_history().diff(since, None)]
 
     @property
     def files(self) -> Files:
@@ -298,8 +375,8 @@ class Sandbox:
         """Tell what the box uses now."""
         instance = self._entered()
         usage = instance.usage()
-        disk = self._open_workspace().disk_bytes()
-        latest = self._watch.latest if self._watch is not None else None
+        disk = self._opening.workspace(self._inside()).disk_bytes()
+        latest = self._opening.watch.latest if self._opening.watch is not None else None
         memory, pids = usage.memory_bytes, usage.pids
         if memory is None and latest is not None:
             memory, pids = latest.rss_bytes, latest.threads
@@ -312,9 +389,9 @@ class Sandbox:
             HostRefused: the kernel refuses, e.g. a memory limit below what is in use.
         """
         self._entered().update(limits)
-        self._spec = self._spec.overridden(limits=limits)
-        if self._watch is not None:
-            self._watch.update(limits)
+        self._spec = self._opening.spec = self._spec.overridden(limits=limits)
+        if self._opening.watch is not None:
+            self._opening.watch.update(limits)
 
     def pause(self) -> None:
         """Stop every process of the box where it is, until `unpause`."""
@@ -327,14 +404,15 @@ class Sandbox:
     def describe(self) -> Description:
         """Tell what isolates this box and how each limit is kept."""
         described = self._entered().describe()
-        notes = (*described.notes, *self._open_workspace().notes())
+        notes = (*described.notes, *self._opening.workspace(self._inside()).notes())
         return msgspec.structs.replace(described, notes=notes)
 
     def on(self, event: str, callback: Callable[[Mapping[str, Any]], object]) -> None:
         """Have `callback` called with the facts of an event, in the thread where it happens.
 
         Args:
-            event: "entered", "exec", "spawn", "lost" or "closed".
+            event: "entered", "exec", "spawn", "lost", "closed", "checkpoint", "restore", or
+                "progress" (of a long checkpoint: files and bytes seen so far).
 
         Raises:
             UsageError: there is no such event.
@@ -377,65 +455,21 @@ class Sandbox:
             raise UsageError(what="box", value=self.id, reason=reason, hint=hint)
         return self._task
 
-    def _open_workspace(self) -> OpenWorkspace:
-        with self._guard:
-            if self._workspace is None:
-                self._workspace = self._inside().workspace()
-            return self._workspace
-
     def _entered(self) -> Instance:
         """Give the running instance, starting it at the first use."""
-        with self._guard:
-            task = self._inside()
-            if self._instance is not None:
-                if not self._instance.alive():
-                    raise BoxLost(box=self.id, reason="its processes were ended from outside")
-                return self._instance
-            if task.record.workspace.mode == "private":
-                claim(task.directory, self.id)
-            workspace = self._open_workspace()
-            plan = BoxPlan(
-                id=self.id,
-                spec=self._spec,
-                view=workspace.prepare(),
-                workspace=workspace.describe(),
-                keepsakes=(task.lease_descriptor(),),
-                forbidden=(self._home.path,),
-                caches=self._home.caches,
-                scratch=task.directory,
-                linger=self._session_mode,
-            )
-            began = clock.monotonic()
-            self._instance = instance = self._runtime.enter(plan)
-            self._watch = Watch(self._spec.limits, disk=workspace.disk_bytes)
-        self._tell("entered", {"seconds": clock.monotonic() - began})
-        return instance
+        return self._opening.instance(self._inside())
 
     def _watched(self) -> tuple[Instance, Watch]:
-        instance, watch = self._entered(), self._watch
-        if watch is None:
-            raise BoxLost(box=self.id, reason="another thread left its block")
-        return instance, watch
+        return self._opening.watched(self._inside())
 
     def _stop(self) -> None:
         with self._guard:
             processes, self._processes = self._processes, []
-            instance, self._instance = self._instance, None
-            watch, self._watch = self._watch, None
-            self._workspace = None
         for process in processes:
             process.kill()
-        if watch is not None:
-            watch.close()
-        try:
-            if instance is not None:
-                instance.close()
-        finally:
-            let_go(self.id)
-            for process in processes:
-                process.join()
-        if instance is not None:
-            self._tell("closed", {})
+        self._opening.stop()
+        for process in processes:
+            process.join()
 
     def _forget(self, process: Process) -> None:
         with self._guard:

@@ -3,49 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any, get_args
 
 from sandboxsdk import ids
 from sandboxsdk.errors import TaskNotFound, UsageError
 from sandboxsdk.home import Home
-from sandboxsdk.model import Status, TaskRecord, check_name, check_one
-
-_DESCRIPTION_LENGTH_MAX = 100_000
-
-
-def check_description(description: Any) -> str:
-    """Give text of bounded length.
-
-    Raises:
-        UsageError: it cannot be that.
-    """
-    if not isinstance(description, str) or "\0" in description:
-        hint = "say in words what is to be done"
-        reason = "must be text without NUL"
-        raise UsageError(what="description", value=description, reason=reason, hint=hint)
-    if len(description) > _DESCRIPTION_LENGTH_MAX:
-        reason = f"must have at most {_DESCRIPTION_LENGTH_MAX} characters"
-        hint = "keep the long text in a file of the workspace"
-        raise UsageError(
-            what="description", value=f"{description[:60]}...", reason=reason, hint=hint
-        )
-    return description
-
-
-def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
-    """Give a plain dict of labels.
-
-    Raises:
-        UsageError: it cannot be that.
-    """
-    checked: dict[str, str] = {}
-    if labels is not None and not isinstance(labels, Mapping):
-        hint = 'pass a dict such as {"team": "web"}'
-        raise UsageError(what="labels", value=labels, reason="must be a mapping", hint=hint)
-    for key, value in (labels or {}).items():
-        checked[check_name(key, what="label")] = check_name(value, what=f"label {key}")
-    return checked
+from sandboxsdk.model import Status, TaskRecord, check_labels, check_one
 
 
 def check_parent(parent: Any, home: Home) -> str | None:

@@ -10,10 +10,8 @@ import msgspec
 
 from sandboxsdk.codec import to_builtins, to_struct
 from sandboxsdk.errors import Corrupt, NotFound, TaskNotFound
-from sandboxsdk.journal import Entry, Journal
-from sandboxsdk.model import SCHEMA_VERSION, TaskRecord
-
-FILE = "journal.jsonl"
+from sandboxsdk.journal import FILE, Entry, Journal
+from sandboxsdk.model import GIVEN_UP, RESTORED, RESTORING, SCHEMA_VERSION, TaskRecord
 
 
 def created(record: TaskRecord) -> dict[str, Any]:
@@ -39,10 +37,14 @@ def fold(entries: Sequence[Entry], *, path: str) -> TaskRecord:
             hint="upgrade sandboxsdk",
         )
     record = to_struct(stored, TaskRecord, path=path)
+    status = record.status
+    restoring = False
     for entry in entries[1:]:
-        if entry.kind == "attached" and record.status == "pending":
-            record = msgspec.structs.replace(record, status="active")
-    return record
+        if entry.kind == "attached" and status == "pending":
+            status = "active"
+        elif entry.kind in (RESTORING, RESTORED, GIVEN_UP):
+            restoring = entry.kind == RESTORING
+    return msgspec.structs.replace(record, status="restoring" if restoring else status)
 
 
 def entries(directory: str) -> list[Entry]:

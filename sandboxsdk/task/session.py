@@ -8,10 +8,10 @@ from typing import Self
 
 from sandboxsdk.errors import SandboxError, UsageError
 from sandboxsdk.ids import new_id
-from sandboxsdk.journal import Journal
+from sandboxsdk.journal import FILE, Journal
 from sandboxsdk.model import check_name
 
-from . import history, lease
+from . import lease
 
 _TIMEOUT_MAX = 1_000_000_000
 
@@ -74,9 +74,7 @@ class Session:
 
     def _note(self, kind: str, **facts: str | None) -> None:
         said = {name: value for name, value in facts.items() if value is not None}
-        Journal(os.path.join(self._directory, history.FILE)).append(
-            kind, {"session": self.id, **said}
-        )
+        Journal(os.path.join(self._directory, FILE)).append(kind, {"session": self.id, **said})
 
     def _let_go(self) -> None:
         held, self._lease = self._lease, None

@@ -8,24 +8,21 @@ from __future__ import annotations
 import builtins
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from sandboxsdk import clock, ids
+from sandboxsdk.checkpoint import Checkpoint, History
 from sandboxsdk.errors import (
     AmbiguousId,
     CapabilityError,
-    Corrupt,
-    Denied,
-    NotFound,
-    SandboxError,
     TaskNotFound,
     UsageError,
 )
-from sandboxsdk.home import Home, translated
-from sandboxsdk.journal import Entry, Journal
+from sandboxsdk.home import Home
+from sandboxsdk.journal import Entry
 from sandboxsdk.model import (
     Change,
     Image,
@@ -37,22 +34,21 @@ from sandboxsdk.model import (
     Status,
     TaskRecord,
     Workspace,
+    check_description,
     check_env,
+    check_labels,
     check_many,
     check_name,
 )
 from sandboxsdk.workspace import OpenWorkspace, open_workspace, resolve
 
 from . import history, lease
-from .arguments import Filter, check_description, check_home, check_labels, check_parent
+from .arguments import Filter, check_home, check_parent
+from .making import Hold, bring_into_being, read_all
 from .session import Session, check_timeout
 
 # How long a call that only looks waits for another process.
 _LOOK_SECONDS = 30.0
-
-
-class Hold:
-    """Who holds a task while it is made, and a throwaway one until it is discarded."""
 
 
 class Task:
@@ -153,7 +149,7 @@ class Task:
         if ids.is_id(wanted) and os.path.isdir(home.directory(wanted)):
             return cls(history.read(home.directory(wanted)), home=home)
         known = home.task_ids()
-        matches = [record for record in _records(home, known) if record.name == wanted]
+        matches = [record for record in read_all(home, known) if record.name == wanted]
         if not matches:
             matches = [
                 history.read(home.directory(task)) for task in known if task.startswith(wanted)
@@ -190,7 +186,7 @@ class Task:
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 hint = "pass 0 or more"
                 raise UsageError(what=what, value=number, reason="is not a number", hint=hint)
-        found = [record for record in _records(home, home.task_ids()) if wanted.fits(record)]
+        found = [record for record in read_all(home, home.task_ids()) if wanted.fits(record)]
         found.sort(key=lambda record: (-record.created_at, record.id))
         return found[offset : offset + limit]
 
@@ -268,23 +264,54 @@ class Task:
             self.directory, self.id, agent=agent, model=model, session=session, timeout=timeout
         )
 
-    def diff(self, a: None = None, b: None = None) -> builtins.list[Change]:
-        """Tell what differs between the task's beginning and now.
+    def checkpoints(self) -> builtins.list[Checkpoint]:
+        """Give the task's checkpoints, newest first; a tree through `.parent`.
 
         Raises:
-            TaskLocked: another process works on it.
-            CapabilityError: a direct workspace has nothing to compare with yet.
+            TaskNotFound: it was deleted.
+            Corrupt: its journal is damaged.
         """
-        if a is not None or b is not None:
-            raise CapabilityError(
-                wanted="diff between checkpoints", reason="this version has no checkpoints"
-            )
-        # Held without a session: looking is not working, and leaves no trace in the journal.
+        return self.checkpoint_history().list()
+
+    def checkpoint_by(self, id_or_name: str) -> Checkpoint:
+        """Give the checkpoint with this id, else tag, else the newest with this name, else the only
+        one whose id begins so.
+
+        Raises:
+            CheckpointNotFound: there is none.
+            AmbiguousId: several ids begin so.
+        """
+        return self.checkpoint_history().find(id_or_name)
+
+    def diff(
+        self, a: Checkpoint | str | None = None, b: Checkpoint | str | None = None
+    ) -> builtins.list[Change]:
+        """Tell what changed from a to b.
+
+        Args:
+            a: a checkpoint, or its id, tag or name; None is the task's beginning.
+            b: the same; None is now.
+
+        Raises:
+            CheckpointNotFound, AmbiguousId: there is no such checkpoint, or more than one.
+            TaskLocked: "now" is asked for, and another process works on the task.
+            CapabilityError: what a direct workspace held before its first checkpoint, nobody knows.
+            Conflict: "now" is asked for in the middle of a restore that a crash has interrupted.
+        """
+        checkpoints = self.checkpoint_history()
+        if b is not None:
+            return [*checkpoints.diff(a, b)]
+        with self._looking():
+            return [*checkpoints.diff(a, None)]
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Hold the task without a session: looking is not working, and leaves no trace."""
         held = lease.lease_of(self.directory, self.id)
         user = Hold()
         try:
             held.take(user, _LOOK_SECONDS, note=not self._home.read_only)
-            return self.workspace().diff()
+            yield
         finally:
             held.give_back(user)
 
@@ -330,7 +357,17 @@ class Task:
         return msgspec.structs.replace(stored, secrets=secrets)
 
     def workspace(self) -> OpenWorkspace:
-        return open_workspace(self._record.workspace, directory=self.directory)
+        scans = self._home.scans
+        return open_workspace(self._record.workspace, directory=self.directory, scans=scans)
+
+    def checkpoint_history(self) -> History:
+        return History(
+            home=self._home,
+            directory=self.directory,
+            task=self.id,
+            workspace=self.workspace,
+            hold=self._looking,
+        )
 
     def discard(self) -> None:
         """Delete a throwaway task, which this process has held since it was made.
@@ -375,51 +412,5 @@ def make(
         workspace=resolve(workspace, home=home.path),
         spec=spec.storable(),
     )
-    directory = home.directory(record.id, throwaway=throwaway)
-    making = f"{directory}.new"
-    hold = Hold()
-    with translated("create task in", home.path):
-        try:
-            os.mkdir(making, 0o700)
-            os.close(os.open(f"{making}/{lease.FILE}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            # Held while it is made, or a sweep would take it for a dead process's.
-            held = lease.lease_of(directory, record.id)
-            held.take_unborn(hold, making)
-            journal = Journal(f"{making}/{history.FILE}")
-            journal.begin("created", history.created(record), sync=not throwaway)
-            if not throwaway:
-                # The journal's name in its directory, before the directory's name in the home: a
-                # task that is there after a power cut is there with its journal.
-                _sync_directory(making)
-            os.rename(making, directory)
-            if not throwaway:
-                _sync_directory(os.path.dirname(directory))
-                held.give_back(hold)
-        except BaseException:
-            lease.lease_of(directory, record.id).give_back(hold)
-            lease.forget(directory)
-            for unfinished in (making, directory):
-                # The first error is the one to tell; what is left, a sweep deletes.
-                with contextlib.suppress(SandboxError):
-                    home.discard(unfinished)
-            raise
+    hold = bring_into_being(record, home, throwaway=throwaway)
     return Task(record, home=home, throwaway=throwaway, secrets=spec.secrets, hold=hold)
-
-
-def _records(home: Home, known: Sequence[str]) -> list[TaskRecord]:
-    """Read the records of tasks; one that was deleted meanwhile or is damaged is left out."""
-    records = []
-    for task in known:
-        try:
-            records.append(history.read(home.directory(task)))
-        except (NotFound, Corrupt, Denied):
-            continue
-    return records
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

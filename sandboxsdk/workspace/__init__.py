@@ -9,13 +9,18 @@ once a path was resolved; nothing in an upper layer is modified; `diff` costs wh
 exists.
 """
 
+from .direct import CopiedWorkspace, DirectWorkspace
+from .overlay import OverlayWorkspace
+from .scan import Scan
 from .validity import resolve
-from .workspace import DirectWorkspace, OpenWorkspace, OverlayWorkspace, open_workspace
+from .workspace import OpenWorkspace, open_workspace
 
 __all__ = [
+    "CopiedWorkspace",
     "DirectWorkspace",
     "OpenWorkspace",
     "OverlayWorkspace",
+    "Scan",
     "open_workspace",
     "resolve",
 ]

@@ -8,15 +8,15 @@ not name is unchanged and is not looked at, so the cost is that of the change.
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple, final
 
 from sandboxsdk.errors import HostRefused
 from sandboxsdk.model import Change
-from sandboxsdk.units import format_size
-
-from .comparison import (
+from sandboxsdk.snapshot import (
     Content,
     Entry,
+    Exclude,
     compare,
     contents_matter,
     make_change,
@@ -24,6 +24,8 @@ from .comparison import (
     rename_candidates,
     with_renames,
 )
+from sandboxsdk.units import format_size
+
 from .layer import WHITEOUT, Layer
 
 # Memory that the paths of one diff may take: a guest can nest directories without end, and each
@@ -31,15 +33,22 @@ from .layer import WHITEOUT, Layer
 _PATH_BYTES_MAX = 512 * 1024 * 1024
 
 
-def difference(base: Layer, upper: Layer, *, path_bytes_max: int = _PATH_BYTES_MAX) -> list[Change]:
-    """List what differs between the base and the view, in the order of the paths' bytes.
+def difference(
+    base: Layer,
+    upper: Layer,
+    *,
+    exclude: Exclude | None = None,
+    path_bytes_max: int = _PATH_BYTES_MAX,
+) -> list[Change]:
+    """List what differs between the base and the view, in the order of the paths' bytes; what
+    `exclude` names is passed over.
 
     May run while the view is in use: what moves meanwhile is told as it was when we looked.
 
     Raises:
         HostRefused: a changed directory may not be read, or the list would not fit into memory.
     """
-    changes = _Walk(base, upper, path_bytes_max).run()
+    changes = _Walk(base, upper, exclude, path_bytes_max).run()
     removed, added = rename_candidates(changes)
     pairs = pair_renames(_contents(base, removed), _contents(upper, added))
     return with_renames(changes, pairs)
@@ -70,9 +79,12 @@ class _Visit(NamedTuple):
 
 @final
 class _Walk:
-    def __init__(self, base: Layer, upper: Layer, path_bytes_max: int) -> None:
+    def __init__(
+        self, base: Layer, upper: Layer, exclude: Exclude | None, path_bytes_max: int
+    ) -> None:
         self._base = base
         self._upper = upper
+        self._exclude = exclude
         self._changes: list[Change] = []
         self._pending = [_Visit("", in_base=True, in_upper=True, complete=False)]
         self._path_bytes_max = path_bytes_max
@@ -104,6 +116,11 @@ class _Walk:
                 if new is None and not complete:
                     continue  # It vanished while we looked: the base shows through.
             old = None if below is None else self._base.entry(below, child)
+            if self._exclude is not None and (old is not None or new is not None):
+                shown = new if new is not None and new is not WHITEOUT else old
+                is_directory = shown is not None and shown.is_directory
+                if self._exclude(os.fsencode(child), is_directory):
+                    continue
             # Anybody can plant a whiteout in a base; an overlay takes it for one.
             self._tell(
                 child,

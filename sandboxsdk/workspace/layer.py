@@ -18,8 +18,7 @@ from typing import final
 from sandboxsdk import syscalls
 from sandboxsdk.codec import Hasher
 from sandboxsdk.errors import HostRefused
-
-from .comparison import Entry
+from sandboxsdk.snapshot import Entry
 
 WHITEOUT = Entry(0, 0)
 """Stands for a name that the layer hides."""

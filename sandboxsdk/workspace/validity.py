@@ -10,8 +10,11 @@ import errno
 import os
 import stat
 
-from sandboxsdk.errors import CapabilityError, WorkspaceInvalid
+from sandboxsdk.errors import WorkspaceInvalid
 from sandboxsdk.model import Workspace
+from sandboxsdk.snapshot import excluding
+
+from .place import carries_no_upper, file_system
 
 # Kernel interfaces and the like: nobody works on them, and a box must not see the host's.
 _SYSTEM = ("/proc", "/sys", "/dev", "/run")
@@ -26,28 +29,23 @@ def resolve(workspace: Workspace, *, home: str) -> Workspace:
 
     Args:
         workspace: as the caller wrote it.
-        home: the directory that tasks are stored in; it need not exist.
+        home: the directory that tasks are stored in.
 
     Raises:
         WorkspaceInvalid: missing, no directory, not readable, a directory of the system, or one
             that contains the home or lies inside it.
-        CapabilityError: `exclude`, or a kind that this version cannot make.
+        UsageError: a pattern of `exclude` that cannot be.
     """
-    if workspace.exclude:
-        hint = "leave exclude out for now"
-        raise CapabilityError(
-            wanted="Workspace exclude", reason="comes with checkpoints", hint=hint
-        )
-    if workspace.kind in ("reflink", "copy"):
-        wanted = f"Workspace kind {workspace.kind}"
-        hint = 'use kind="auto" or kind="overlay"'
-        raise CapabilityError(wanted=wanted, reason="comes with checkpoints", hint=hint)
+    excluding(workspace.exclude)  # Refuses what is no pattern.
     private = workspace.mode == "private"
     if workspace.path is None and not private:
         raise WorkspaceInvalid(path="None", reason="direct needs a directory", hint=_CHOOSE)
     path = None if workspace.path is None else _checked(workspace.path, home)
     # "auto" is decided once: what is stored must mean the same when it is opened again.
-    return Workspace(mode=workspace.mode, path=path, kind="overlay" if private else "auto")
+    kind = workspace.kind if private else "auto"
+    if private and kind == "auto":
+        kind = "copy" if carries_no_upper(file_system(os.stat(home).st_dev)) else "overlay"
+    return Workspace(mode=workspace.mode, path=path, kind=kind, exclude=workspace.exclude)
 
 
 def _checked(word: str, home: str) -> str:

@@ -9,7 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from sandboxsdk import (
+    BoxBusy,
     Change,
+    Checkpoint,
+    CheckpointNotFound,
     CommandFailed,
     ExecResult,
     ExecTimeout,
@@ -76,6 +79,35 @@ def things_without_end(box: Sandbox) -> bytes:
     return collected
 
 
+def going_back(task: Task, box: Sandbox, directory: Path) -> str | None:
+    with box.checkpoint("before", description="words", labels={"team": "web"}) as before:
+        kept: Checkpoint = before
+        box.exec("make", check=True)
+    try:
+        report = box.restore("before", save_current=True, kill=False)
+    except BoxBusy:
+        report = box.restore(kept, kill=True)
+    except CheckpointNotFound as error:
+        return error.code
+    newest: Checkpoint = task.checkpoints()[0]
+    changes: list[Change] = [*kept.diff(), *kept.diff(newest), *task.diff("before", newest)]
+    changes += box.diff(since=kept)
+    content: bytes = task.checkpoint_by("before").read("README.md")
+    sizes: dict[str, int] = {entry.path: entry.size for entry in kept.files()}
+    print(changes, content, sizes, kept.stats.files + kept.stats.bytes, kept.tree, kept.created_at)
+    print(kept.restore_to(directory / "copy", durable=True).ok, kept.verify().ok, report.seconds)
+    kept.tag("good")
+    kept.delete()
+    return newest.parent
+
+
+def looking_after(home: Home) -> bool:
+    checked = home.verify("content", repair=False)
+    planned, done = home.gc(dry_run=True), home.gc()
+    print(planned.freed_bytes, done, home.stats().store_bytes)
+    return checked.ok
+
+
 def what_went_wrong(box: Sandbox) -> str:
     try:
         box.exec("false", check=True)
@@ -94,7 +126,8 @@ def workspaces(directory: Path) -> list[Workspace]:
     return [
         Workspace.private(),
         Workspace.private(directory, exclude=["node_modules/"], kind="overlay"),
-        Workspace.direct(str(directory)),
+        Workspace.private(directory, kind="copy"),
+        Workspace.direct(str(directory), exclude=("*.log",)),
     ]
 
 

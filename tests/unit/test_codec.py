@@ -11,7 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxsdk.codec import Hasher, decode_json, digest, encode_json, to_builtins, to_struct
+from sandboxsdk.codec import (
+    Hasher,
+    checksum,
+    decode_json,
+    decode_msgpack,
+    digest,
+    encode_json,
+    encode_msgpack,
+    to_builtins,
+    to_struct,
+    typed_digest,
+)
 from sandboxsdk.errors import Corrupt
 from sandboxsdk.model import Limits, Spec, TaskRecord
 
@@ -97,3 +108,78 @@ def test_digest_in_parts_is_the_digest_of_the_whole(parts):
         hasher.update(part)
     assert hasher.hexdigest() == digest(b"".join(parts))
     assert len(digest(b"")) == 64
+
+
+PACKED = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.binary() | st.floats(),
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=20,
+)
+
+
+class Row(msgspec.Struct, array_like=True, frozen=True):
+    name: bytes
+    count: int = 0
+
+
+@given(st.binary(max_size=40), st.integers(-(2**63), 2**64 - 1))
+def test_packed_rows_come_back(name, count):
+    """What is packed comes back as it was."""
+    row = Row(name, count)
+    assert decode_msgpack(encode_msgpack(row), Row, path="p") == row
+
+
+@given(PACKED)
+def test_packed_values_come_back(value):
+    """Any value that can be packed is the only one with its bytes."""
+    data = encode_msgpack(value)
+    assert encode_msgpack(decode_msgpack(data, object, path="p")) == data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x92\xc4\x01a",  # cut off
+        b"\x92\xc4\x01a\x05\x00",  # a byte too many
+        b"\x91\xc4\x01a",  # a default left out
+        b"\x93\xc4\x01a\x05\x06",  # a field too many
+        b"\x92\xc4\x01a\xcc\x05",  # a small number written long
+        b"\x92\xc5\x00\x01a\x05",  # a short length written long
+        b"\x92\xa1a\x05",  # text for bytes
+        b"\x92\xc4\x01a\xc3",  # a boolean for a number
+        b"\x92\xc4\x01a\xcb" + b"\x00" * 8,  # a float for a number
+        b"\x82\xa4name\xc4\x01a\xa5count\x05",  # a map for an array
+        b"\xdd\xff\xff\xff\xff",  # four billion elements
+        b"\xc6\xff\xff\xff\xff",  # four gigabytes
+        b"\x91" * 100_000,  # bottomless
+        b"\xc1",
+    ],
+)
+def test_packed_otherwise_is_corrupt(data):
+    """There is one way to write a value; anything else is refused, and names the place."""
+    with pytest.raises(Corrupt, match="somewhere"):
+        decode_msgpack(data, Row, path="somewhere")
+
+
+@given(st.binary(max_size=100))
+def test_packed_garbage_is_decoded_or_corrupt(data):
+    """No other error leaves the decoder, and what it takes is what would be written."""
+    with contextlib.suppress(Corrupt):
+        assert encode_msgpack(decode_msgpack(data, Row, path="p")) == data
+
+
+@given(st.binary(max_size=50), st.integers(0, 255), st.integers(0, 255))
+def test_typed_digests_tell_types_apart(data, one, two):
+    """The same bytes under another type are another object; buffers of any sort are the same."""
+    assert (typed_digest(one, data) == typed_digest(two, data)) == (one == two)
+    assert typed_digest(one, data) == typed_digest(one, memoryview(bytearray(data)))
+    assert typed_digest(one, data).hex() == digest(
+        bytes([one]) + len(data).to_bytes(8, "little") + data
+    )
+
+
+@given(st.lists(st.binary(max_size=30), max_size=4))
+def test_a_checksum_is_of_all_parts(parts):
+    """It is the first half of the digest of the bytes together."""
+    assert checksum(*parts).hex() == digest(b"".join(parts))[:32]

@@ -73,7 +73,8 @@ class TestOpening:
         finally:
             os.umask(mask)
         assert stat.S_IMODE(os.stat(home.path).st_mode) == 0o700
-        assert sorted(os.listdir(home.path)) == ["caches", "format", "tasks", "throwaway", "trash"]
+        places = ["caches", "scans", "store", "tasks", "throwaway", "trash"]
+        assert sorted(os.listdir(home.path)) == sorted([*places, "format"])
         assert Path(home.path, "format").read_bytes() == b'{"format":1}'
         assert all(
             stat.S_IMODE(os.stat(f"{home.path}/{name}").st_mode) & 0o022 == 0
@@ -94,7 +95,7 @@ class TestOpening:
 
     def test_home_that_a_crash_left_half_made_is_finished(self, tmp_path):
         """Wherever making it was interrupted, opening it again makes it whole."""
-        places = ["tasks", "throwaway", "caches", "trash", "format.abc.new"]
+        places = ["tasks", "throwaway", "caches", "trash", "store", "scans", "format.abc.new"]
         for count in range(len(places) + 1):
             path = tmp_path / str(count)
             path.mkdir()
@@ -137,7 +138,7 @@ class TestOpening:
             with process:
                 assert process.wait(60) == 0, process.stderr.read()
         assert "format" in os.listdir(tmp_path / "home")
-        assert len(os.listdir(tmp_path / "home")) == 5
+        assert len(os.listdir(tmp_path / "home")) == 7
 
 
 class TestPlace:
@@ -502,7 +503,7 @@ print("works again")
 
 
 @pytest.mark.parametrize(
-    ("what", "options"), [("bytes", "size=96k"), ("names", "size=4m,nr_inodes=24")]
+    ("what", "options"), [("bytes", "size=96k"), ("names", "size=4m,nr_inodes=64")]
 )
 def test_full_disk_is_typed_and_leaves_nothing_half_made(tmp_path, what, options):
     """HostFull, the home as it was, what was there still readable; with space again all works."""

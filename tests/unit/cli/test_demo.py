@@ -78,12 +78,16 @@ def test_the_demo_makes_do_with_little(typed: Typed, home: Home, tmp_path: Path,
 
 
 def test_a_kept_task_can_be_looked_at(typed: Typed, home: Home, tree: Path) -> None:
-    """--keep keeps the task, and the command that it prints shows the changes."""
+    """--keep keeps the task; the command that it prints names what can be gone back to."""
     done = typed("demo", tree, "--keep", "--home", home.path)
     assert done.returncode == 0, done.stderr
     (task,) = home.task_ids()
-    assert f"python -m sandboxsdk diff {task}" in done.stdout.decode()
-    changes = json.loads(typed("diff", task, "--json", "--home", home.path).stdout)
+    assert f"python -m sandboxsdk log {task}" in done.stdout.decode()
+    entries = json.loads(typed("log", task, "--json", "--home", home.path).stdout)
+    saved = [entry["data"]["id"] for entry in entries if entry["kind"] == "checkpoint"][-1]
+    assert json.loads(typed("diff", task, "--json", "--home", home.path).stdout) == []
+    command = ("diff", task, "--to", saved, "--json", "--home", home.path)
+    changes = json.loads(typed(*command).stdout)
     kinds = {change["path"]: change["kind"] for change in changes}
     assert kinds["big one\n"] == "removed"
     assert kinds["demo-build/texts.gz"] == "added"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sandboxsdk import disk
 from sandboxsdk.codec import digest
 from sandboxsdk.errors import Corrupt, Denied, HostFull, HostRefused, NotFound
 from sandboxsdk.journal import Journal
@@ -159,6 +161,62 @@ def test_failed_append_leaves_nothing(tmp_path, journal):
     assert os.stat(journal.path).st_size == size
     journal.append("noted", {"n": 2})
     assert data_of(journal) == [0, 2]
+
+
+# Written by the first version.
+GOLDEN = (
+    b'{"seq":0,"at":1700000000000000001,"kind":"created","data":{"n":0},"prev":"0000'
+    b'000000000000000000000000000000000000000000000000000000000000","sum":"9eb73ffe3'
+    b'33e850a"}\n{"seq":1,"at":1700000000000000002,"kind":"noted","data":{"n":1,"text'
+    b'":"\xc3\xbc\\u0000dcff"},"prev":"078d3ce017649a247ebc9f2c536f374b50ac81e48b910738dc35'
+    b'436c334413fd","sum":"76a865de58c72c31"}\n'
+)
+
+
+def test_what_the_first_version_wrote_is_read(tmp_path):
+    """The format does not change: old lines are read, and new ones chained to them."""
+    (tmp_path / "golden").write_bytes(GOLDEN)
+    journal = Journal(str(tmp_path / "golden"))
+    first, second = journal.entries()
+    assert (first.kind, first.at, first.data) == ("created", 1_700_000_000_000_000_001, {"n": 0})
+    assert second.data == {"n": 1, "text": "ü\udcff"}
+    journal.append("noted", {"n": 2})
+    assert bytes_of(journal).startswith(GOLDEN)
+    assert data_of(journal) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("call", ["write", "sync_data"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+def test_what_the_disk_refuses_is_typed(journal, call, code):
+    """Full disks are HostFull, all else HostRefused with the path; what was there stays."""
+    before = bytes_of(journal)
+
+    def refuse(told, _):
+        if told == call:
+            raise OSError(code, os.strerror(code))
+
+    disk.watcher = refuse
+    try:
+        full = code in (errno.ENOSPC, errno.EDQUOT)
+        with pytest.raises(HostFull if full else HostRefused, match=r"journal\.jsonl"):
+            journal.append("noted", {"n": 1}, sync=True)
+    finally:
+        disk.watcher = None
+    assert bytes_of(journal) == before
+    journal.append("noted", {"n": 2}, sync=True)
+    assert data_of(journal) == [0, 2]
+
+
+def test_one_sync_makes_an_entry_last(journal):
+    """An entry that is to survive a power cut costs one; others cost none."""
+    told = []
+    disk.watcher = lambda call, _: told.append(call)
+    try:
+        journal.append("noted", {"n": 1})
+        journal.append("noted", {"n": 2}, sync=True)
+    finally:
+        disk.watcher = None
+    assert told == ["write", "write", "sync_data"]
 
 
 def run_python(script, *arguments):

@@ -185,11 +185,13 @@ def _mounted(
 def _refusal_of_a_home(directory: str, base: str) -> str:
     # Here, because no other request needs more of the library than its system calls.
     from sandboxsdk.errors import CapabilityError
+    from sandboxsdk.model import Workspace
     from sandboxsdk.workspace import OverlayWorkspace
 
     os.mkdir(directory)
+    workspace = Workspace.private(base)
     try:
-        OverlayWorkspace(base, directory=directory).prepare()
+        OverlayWorkspace(workspace, directory=directory, scans=directory).prepare()
     except CapabilityError as error:
         return f"{error} {os.listdir(directory)}"
     return ""
@@ -203,7 +205,7 @@ import pytest  # noqa: E402 - the process inside needs none of these
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from sandboxsdk.model import Change  # noqa: E402
+from sandboxsdk.model import Change, Workspace  # noqa: E402
 from sandboxsdk.workspace import OverlayWorkspace  # noqa: E402
 
 
@@ -345,7 +347,7 @@ def test_diff_of_the_upper_is_the_diff_of_the_whole_trees(
     base = f"{directory}/base"
     inside.ask(what="work", directory=base, operations=creations)
     before = inside.ask(what="facts", directory=base)
-    workspace = OverlayWorkspace(base, directory=f"{directory}/task")
+    workspace = _workspace(base, directory)
     for operations in sessions:
         seen = _enter(inside, workspace, operations)
         assert workspace.diff() == expected(before, seen)
@@ -359,7 +361,7 @@ def test_work_that_changes_nothing_is_no_change(inside: Inside) -> None:
     base = f"{directory}/base"
     creations = [["write", "a", "", "one", 0], ["mkdirs", "d", "e", "", 0]]
     inside.ask(what="work", directory=base, operations=creations)
-    workspace = OverlayWorkspace(base, directory=f"{directory}/task")
+    workspace = _workspace(base, directory)
     operations = [
         ["touch", "a", "", "", 0],
         ["write", "a", "", "one", 0],
@@ -376,7 +378,7 @@ def test_work_that_changes_nothing_is_no_change(inside: Inside) -> None:
 def test_empty_workspace_tells_everything_as_added(inside: Inside) -> None:
     """A view of nothing mounts on its own empty directory, and all that is in it was added."""
     directory = inside.new_directory()
-    workspace = OverlayWorkspace(None, directory=f"{directory}/task")
+    workspace = _workspace(None, directory)
     _enter(inside, workspace, [["mkdirs", "d", "e", "", 0], ["write", "d/f", "", "text", 0]])
     assert [str(change) for change in workspace.diff()] == ["+ d", "+ d/e", "+ d/f  (4 B)"]
     assert workspace.disk_bytes() > 0
@@ -385,10 +387,15 @@ def test_empty_workspace_tells_everything_as_added(inside: Inside) -> None:
 def test_home_on_an_overlay_is_refused_early(inside: Inside) -> None:
     """In a container's own root no view can be stored: said before anything is mounted."""
     directory = inside.new_directory()
-    workspace = OverlayWorkspace(f"{directory}/base", directory=f"{directory}/task")
+    workspace = _workspace(f"{directory}/base", directory)
     refusal = _enter(inside, workspace, [], what="home")
     assert "its file system (overlay) cannot be the upper layer" in refusal
     assert "SANDBOXSDK_HOME" in refusal
+
+
+def _workspace(base: str | None, directory: str) -> OverlayWorkspace:
+    workspace = Workspace.private(base)
+    return OverlayWorkspace(workspace, directory=f"{directory}/task", scans=directory)
 
 
 def _enter(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
 
-from sandboxsdk.errors import CapabilityError, WorkspaceInvalid
+from sandboxsdk.errors import UsageError, WorkspaceInvalid
 from sandboxsdk.model import Workspace
 from sandboxsdk.workspace import resolve
 
@@ -121,11 +122,27 @@ def test_unreadable_directory_is_refused(mode: int, tmp_path: Path, state: str) 
         directory.chmod(0o700)
 
 
-def test_what_comes_later_is_refused_now(tmp_path: Path, state: str) -> None:
-    """Excludes and the other kinds are refused before the path is looked at."""
-    with pytest.raises(CapabilityError, match="comes with checkpoints"):
-        resolve(Workspace.private(tmp_path / "none", exclude=["x"]), home=state)
-    with pytest.raises(CapabilityError, match="reflink"):
-        resolve(Workspace.private(tmp_path / "none", kind="reflink"), home=state)
+def test_settings_are_kept(tmp_path: Path, state: str) -> None:
+    """Patterns and a kind that was asked for are stored as they were given."""
+    (tmp_path / "w").mkdir()
+    for kind in ("overlay", "copy"):
+        asked = Workspace.private(tmp_path / "w", exclude=["*.log", "!keep.log"], kind=kind)
+        assert resolve(asked, home=state) == asked
+    direct = Workspace.direct(tmp_path / "w", exclude=["target/"])
+    assert resolve(direct, home=state) == direct
+
+
+def test_what_cannot_be_is_refused_first(tmp_path: Path, state: str) -> None:
+    """A pattern that cannot be is told of before the path; direct needs a directory."""
+    with pytest.raises(UsageError, match="exclude"):
+        resolve(Workspace.private(tmp_path / "none", exclude=["a\\"]), home=state)
     with pytest.raises(WorkspaceInvalid, match="direct needs a directory"):
         resolve(Workspace(mode="direct"), home=state)
+
+
+@pytest.mark.parametrize("pattern", ["!", "a\\", "[z-a]", "[[:alpha:]]x", "[", "", "#x", "a**b"])
+def test_any_pattern_is_taken_or_refused(pattern: str, tmp_path: Path, state: str) -> None:
+    """No error and no warning of a library comes through, whatever is written."""
+    (tmp_path / "w").mkdir()
+    with contextlib.suppress(UsageError):
+        resolve(Workspace.private(tmp_path / "w", exclude=[pattern]), home=state)

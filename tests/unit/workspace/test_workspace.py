@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sandboxsdk.errors import CapabilityError, HostRefused, WorkspaceInvalid
+from sandboxsdk.errors import HostRefused, WorkspaceInvalid
 from sandboxsdk.model import Place, Workspace
 from sandboxsdk.workspace import (
+    CopiedWorkspace,
     DirectWorkspace,
     OpenWorkspace,
     OverlayWorkspace,
@@ -34,6 +35,16 @@ def task(tmp_path: Path) -> Path:
     return tmp_path / "home" / "tasks" / "id"
 
 
+def _overlay(base: Path | str | None, task: Path) -> OverlayWorkspace:
+    (task.parent.parent / "scans").mkdir(exist_ok=True)
+    scans = str(task.parent.parent / "scans")
+    return OverlayWorkspace(Workspace.private(base), directory=str(task), scans=scans)
+
+
+def _direct(base: Path) -> DirectWorkspace:
+    return DirectWorkspace(Workspace.direct(base), scans="")
+
+
 def _place(path: Path) -> Place:
     found = path.stat()
     owner = (found.st_uid, found.st_gid)
@@ -41,20 +52,30 @@ def _place(path: Path) -> Place:
 
 
 def test_open_gives_what_was_resolved(base: Path, task: Path) -> None:
-    """A private workspace is an overlay, a direct one the directory itself."""
+    """A private workspace is an overlay or a copy, a direct one the directory itself."""
     opened: list[OpenWorkspace] = []
-    for workspace in (Workspace.private(base), Workspace(), Workspace.direct(base)):
+    overlay = Workspace.private(base, kind="overlay")
+    copy, empty = Workspace.private(base, kind="copy"), Workspace(kind="copy")
+    for workspace in (overlay, Workspace(kind="overlay"), Workspace.direct(base), copy, empty):
         resolved = resolve(workspace, home=str(task.parent.parent))
-        opened.append(open_workspace(resolved, directory=str(task)))
-    assert [type(each) for each in opened] == [OverlayWorkspace, OverlayWorkspace, DirectWorkspace]
+        opened.append(open_workspace(resolved, directory=str(task), scans=""))
+    assert [type(each) for each in opened] == [
+        OverlayWorkspace,
+        OverlayWorkspace,
+        DirectWorkspace,
+        CopiedWorkspace,
+        CopiedWorkspace,
+    ]
     assert opened[0].describe() == f"private view of {base} (overlay), which itself is not written"
     assert opened[1].describe() == "private and empty at first (overlay)"
     assert opened[2].describe() == f"{base} itself; what the sandbox writes is written"
+    assert opened[3].describe() == f"private copy of {base}, which itself is not written"
+    assert opened[4].describe() == "private and empty at first (copy)"
 
 
 def test_view_names_everything_by_identity(base: Path, task: Path) -> None:
     """The view pins the base and the task's directory, and names an upper and a work directory."""
-    view = OverlayWorkspace(str(base), directory=str(task)).prepare()
+    view = _overlay(base, task).prepare()
     assert view.kind == "overlay"
     assert view.lowers == (_place(base),)
     assert view.task == _place(task)
@@ -65,7 +86,7 @@ def test_view_names_everything_by_identity(base: Path, task: Path) -> None:
 
 def test_empty_workspace_stands_on_an_empty_directory(task: Path) -> None:
     """Without a base there is an empty one, and nothing to note about it."""
-    workspace = OverlayWorkspace(None, directory=str(task))
+    workspace = _overlay(None, task)
     view = workspace.prepare()
     assert view.lowers == (_place(task / "empty"),)
     assert stat.S_IMODE((task / view.upper).stat().st_mode) == 0o755
@@ -74,7 +95,7 @@ def test_empty_workspace_stands_on_an_empty_directory(task: Path) -> None:
 
 def test_each_mount_gets_a_fresh_work_directory(base: Path, task: Path) -> None:
     """What an earlier mount left, unreadable directories included, goes; the upper stays."""
-    workspace = OverlayWorkspace(str(base), directory=str(task))
+    workspace = _overlay(base, task)
     first = workspace.prepare()
     (task / first.upper / "kept").write_text("x")
     (task / first.work / "work" / "incompat" / "volatile").mkdir(parents=True)
@@ -91,7 +112,7 @@ def test_upper_has_the_mode_of_the_base(mode: int, base: Path, task: Path) -> No
     """The view's root shows the upper's mode, so it is the base's, without set-id bits."""
     base.chmod(mode)
     try:
-        OverlayWorkspace(str(base), directory=str(task)).prepare()
+        _overlay(base, task).prepare()
     finally:
         base.chmod(0o755)
     assert stat.S_IMODE((task / "upper").stat().st_mode) == mode & 0o1777
@@ -101,7 +122,7 @@ def test_upper_belongs_to_the_owner_of_the_base(base: Path, task: Path) -> None:
     """Root works on somebody's directory as that somebody: the view's root is theirs as well."""
     if os.geteuid() == 0:
         os.chown(base, 65534, 65533)
-    view = OverlayWorkspace(str(base), directory=str(task)).prepare()
+    view = _overlay(base, task).prepare()
     assert _place(task / view.upper).owner == _place(base).owner == view.lowers[0].owner
 
 
@@ -109,7 +130,7 @@ def test_base_that_went_is_named(base: Path, task: Path, tmp_path: Path) -> None
     """A base that is gone, a file, or behind a link by now is refused; the upper is kept."""
     below = base / "project"
     below.mkdir()
-    workspace = OverlayWorkspace(str(below), directory=str(task))
+    workspace = _overlay(below, task)
     (task / workspace.prepare().upper / "kept").write_text("x")
     below.rmdir()
     for prepare in (lambda: None, below.touch):
@@ -120,7 +141,7 @@ def test_base_that_went_is_named(base: Path, task: Path, tmp_path: Path) -> None
         with pytest.raises(WorkspaceInvalid, match="any more"):
             workspace.diff()
         with pytest.raises(WorkspaceInvalid, match="any more"):
-            DirectWorkspace(str(below)).prepare()
+            _direct(below).prepare()
     below.unlink()
     base.rename(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "project").mkdir()
@@ -133,13 +154,13 @@ def test_base_that_went_is_named(base: Path, task: Path, tmp_path: Path) -> None
 def test_nothing_is_made_when_the_base_is_missing(task: Path) -> None:
     """A refusal leaves the task's directory as it was."""
     with pytest.raises(WorkspaceInvalid):
-        OverlayWorkspace("/nowhere", directory=str(task)).prepare()
+        _overlay("/nowhere", task).prepare()
     assert os.listdir(task) == []
 
 
 def test_workspace_that_was_never_entered(base: Path, task: Path) -> None:
     """Before the first mount nothing changed and nothing is used."""
-    workspace = OverlayWorkspace(str(base), directory=str(task))
+    workspace = _overlay(base, task)
     assert workspace.diff() == []
     assert workspace.disk_bytes() == 0
 
@@ -147,7 +168,7 @@ def test_workspace_that_was_never_entered(base: Path, task: Path) -> None:
 def test_diff_and_disk_use_are_those_of_the_upper(base: Path, task: Path) -> None:
     """The base costs nothing; what the upper holds is counted and told."""
     (base / "large").write_bytes(bytes(1 << 20))
-    workspace = OverlayWorkspace(str(base), directory=str(task))
+    workspace = _overlay(base, task)
     upper = task / workspace.prepare().upper
     (upper / "new").write_bytes(os.urandom(300_000))
     assert [str(change) for change in workspace.diff()] == ["+ new  (293.0 KiB)"]
@@ -156,7 +177,7 @@ def test_diff_and_disk_use_are_those_of_the_upper(base: Path, task: Path) -> Non
 
 def test_notes_say_what_surprises(base: Path, task: Path) -> None:
     """An overlay's own ways are noted, and an upper of an earlier boot as soon as it is one."""
-    workspace = OverlayWorkspace(str(base), directory=str(task))
+    workspace = _overlay(base, task)
     workspace.prepare()
     notes = " ".join(workspace.notes())
     assert "EXDEV" in notes
@@ -169,26 +190,25 @@ def test_notes_say_what_surprises(base: Path, task: Path) -> None:
 
 
 def test_direct_workspace(base: Path) -> None:
-    """It is bound as it is, uses nothing beyond itself, and cannot tell what changed."""
-    workspace = DirectWorkspace(str(base))
+    """It is bound as it is, uses nothing beyond itself, and cannot tell alone what changed."""
+    workspace = _direct(base)
     view = workspace.prepare()
     assert (view.kind, view.task, view.lowers) == ("bind", _place(base), ())
     assert workspace.disk_bytes() == 0
     assert workspace.notes() == ()
-    with pytest.raises(CapabilityError, match="needs a checkpoint to compare with"):
-        workspace.diff()
+    assert workspace.diff() is None
 
 
 def test_description_is_one_line(task: Path) -> None:
     """Names that would move the reader's cursor are shown escaped."""
-    shown = OverlayWorkspace("/a\n\x1b[2J", directory=str(task)).describe()
+    shown = _overlay("/a\n\x1b[2J", task).describe()
     assert shown.isprintable()
     assert "\\n" in shown
 
 
 def test_missing_task_directory_is_a_typed_error(base: Path, task: Path) -> None:
     """The host's own error never comes through bare."""
-    workspace = OverlayWorkspace(str(base), directory=str(task / "gone"))
+    workspace = _overlay(base, task / "gone")
     for call in (workspace.prepare, workspace.diff, workspace.disk_bytes):
         with pytest.raises(HostRefused, match="gone"):
             call()

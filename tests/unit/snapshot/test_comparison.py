@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxsdk.model import Change
-from sandboxsdk.workspace.comparison import (
+from sandboxsdk.snapshot.comparison import (
     Content,
     Entry,
     compare,

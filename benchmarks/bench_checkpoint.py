@@ -1,0 +1,217 @@
+"""What checkpoints cost on a tree, beside git and restic doing the same to a copy of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sandboxsdk.home import Home
+from sandboxsdk.model import Workspace
+from sandboxsdk.sandbox import Sandbox
+from sandboxsdk.task import Task
+
+from .measuring import Figure
+
+_CHANGED = 20
+
+
+def checkpoints(base: str, home: Home, *, rounds: int) -> list[Figure]:
+    """Time first, unchanged and changed checkpoints, and going back, of each in turn.
+
+    The private workspace and the direct one lie over copies of their own, so that no cache of one
+    helps the other; each peer has a copy too. Everything is in the page cache.
+    """
+    scratch = Path(home.path).parent
+    sides: list[Side] = [_Private(base, home)]
+    sides += [kind(_copied(base, scratch / kind.name), home) for kind in (_Direct, _Git, _Restic)]
+    taken: dict[str, dict[str, list[float]]] = {step: {} for step in _STEPS}
+    try:
+        for side in sides:
+            _timed(taken, "first checkpoint", side, side.keep)
+        for turn in range(rounds):
+            for side in sides:
+                _timed(taken, "nothing changed", side, side.keep)
+            for side in sides:
+                side.change(turn)
+                _timed(taken, "20 files changed", side, side.keep)
+            for side in sides:
+                side.change(turn + rounds)
+                _timed(taken, "those 20 back, in place", side, side.go_back)
+        for side in sides:
+            _timed(taken, "all into a new directory", side, lambda s=side: s.restore(scratch))
+            side.compare(scratch)
+    finally:
+        for side in sides:
+            side.end()
+    return [figure for step in _STEPS for figure in _figures(step, taken[step])]
+
+
+_STEPS = (
+    "first checkpoint",
+    "nothing changed",
+    "20 files changed",
+    "those 20 back, in place",
+    "all into a new directory",
+)
+
+
+def _timed(
+    taken: dict[str, dict[str, list[float]]], step: str, side: Side, do: Callable[[], object]
+) -> None:
+    began = time.perf_counter()
+    do()
+    taken[step].setdefault(side.name, []).append((time.perf_counter() - began) * 1000)
+
+
+def _figures(step: str, taken: dict[str, list[float]]) -> list[Figure]:
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    return [
+        Figure(f"{step}: {name}", medians[name], min(times), medians[name] / medians[peer], peer)
+        for peer in ("git", "restic")
+        for name, times in taken.items()
+        if name not in ("git", "restic")
+    ] + [Figure(f"{step}: {p}", medians[p], min(taken[p]), None, "") for p in ("git", "restic")]
+
+
+def _copied(base: str, target: Path) -> str:
+    subprocess.run(["cp", "-a", base, str(target)], check=True)
+    return str(target)
+
+
+def _listing(directory: str) -> list[bytes]:
+    """Say of every entry what a restore must give back."""
+    form = "%P %y %m %T@ %l %n %s\\n"
+    command = ["find", directory, "-mindepth", "1", "-type", "d", "-printf", "%P %y %m\\n"]
+    folders = subprocess.run(command, check=True, capture_output=True).stdout
+    command = ["find", directory, "-not", "-type", "d", "-printf", form]
+    return sorted(
+        (folders + subprocess.run(command, check=True, capture_output=True).stdout).split(b"\n")
+    )
+
+
+class Side:
+    """One of those that are compared."""
+
+    name = ""
+
+    def __init__(self, root: str, home: Home) -> None:
+        self.root, self.home = root, home
+        found = sorted(
+            str(path) for path in Path(root).rglob("*") if path.is_file() and not path.is_symlink()
+        )
+        step = max(len(found) // _CHANGED, 1)
+        self.files = [os.path.relpath(path, root) for path in found[::step][:_CHANGED]]
+
+    def change(self, turn: int) -> None:
+        for name in self.files:
+            with open(os.path.join(self.root, name), "a") as file:
+                file.write(f"turn {turn}\n")
+
+    def keep(self) -> None: ...
+
+    def go_back(self) -> None: ...
+
+    def restore(self, scratch: Path) -> None: ...
+
+    def compare(self, scratch: Path) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class _Ours(Side):
+    def __init__(self, root: str, home: Home) -> None:
+        super().__init__(root, home)
+        self.task = Task.create("bench", workspace=self.workspace(), home=home)
+        self.box = Sandbox(self.task).__enter__()
+        self.box.exec(["true"], check=True)
+
+    def workspace(self) -> Workspace:
+        return Workspace.private(self.root)
+
+    def keep(self) -> None:
+        self.last = self.box.checkpoint()
+
+    def go_back(self) -> None:
+        self.box.restore(self.last, save_current=False)
+
+    def restore(self, scratch: Path) -> None:
+        self.last.restore_to(scratch / f"{self.name}-out")
+
+    def end(self) -> None:
+        self.box.__exit__(None, None, None)
+        self.task.delete()
+
+
+class _Private(_Ours):
+    name = "private"
+
+    def change(self, turn: int) -> None:
+        script = "".join(f"echo 'turn {turn}' >> '{name}'\n" for name in self.files)
+        self.box.exec(script, check=True)
+
+
+class _Direct(_Ours):
+    name = "direct"
+
+    def workspace(self) -> Workspace:
+        return Workspace.direct(self.root)
+
+    def compare(self, scratch: Path) -> None:
+        assert _listing(self.root) == _listing(str(scratch / f"{self.name}-out"))
+        assert self.last.verify().ok
+
+
+class _Git(Side):
+    name = "git"
+
+    def __init__(self, root: str, home: Home) -> None:
+        super().__init__(root, home)
+        shutil.rmtree(os.path.join(root, ".git"), ignore_errors=True)
+        self.repository = f"{root}.git"
+        subprocess.run(["git", "init", "-q", "--bare", self.repository], check=True)
+
+    def _run(self, *arguments: str) -> None:
+        command = ["git", f"--git-dir={self.repository}", f"--work-tree={self.root}", *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd=self.root)
+
+    def keep(self) -> None:
+        self._run("add", "-A", "-f")
+        self._run("write-tree")
+
+    def go_back(self) -> None:
+        self._run("checkout-index", "-f", "-a")
+
+    def restore(self, scratch: Path) -> None:
+        self._run("checkout-index", "-a", f"--prefix={scratch}/{self.name}-out/")
+
+
+class _Restic(Side):
+    name = "restic"
+
+    def __init__(self, root: str, home: Home) -> None:
+        super().__init__(root, home)
+        self.repository = f"{root}.restic"
+        self._run("init")
+
+    def _run(self, *arguments: str) -> None:
+        environment = {
+            **os.environ,
+            "RESTIC_PASSWORD": "benchmark",
+            "RESTIC_CACHE_DIR": f"{self.repository}.cache",
+        }
+        command = ["restic", "-q", "-r", self.repository, *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd=self.root, env=environment)
+
+    def keep(self) -> None:
+        self._run("backup", ".")
+
+    def go_back(self) -> None:
+        self._run("restore", "latest", "--target", self.root)
+
+    def restore(self, scratch: Path) -> None:
+        self._run("restore", "latest", "--target", str(scratch / f"{self.name}-out"))

@@ -1,0 +1,14 @@
+"""Checkpoints of a task: taking them, finding them, comparing them, going back to them.
+
+Knows the journal's entries about checkpoints, the store and the workspace; must not know leases,
+boxes or commands: whoever calls what changes something holds the task.
+
+Invariants: a checkpoint exists exactly when its record is in the task's journal, and is written
+there only after all that it needs is on disk; a restore is in the journal before the first file is
+touched, until the last one is; what a restore replaces is kept as a checkpoint unless asked not to.
+"""
+
+from .checkpoint import Checkpoint
+from .history import History, Place
+
+__all__ = ["Checkpoint", "History", "Place"]

@@ -1,0 +1,181 @@
+"""Checkpoints as they are stored and told: records in a task's journal, and what they add up to.
+
+Pure: the fold takes entries by their kind and data, wherever they were read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from sandboxsdk.codec import to_struct
+from sandboxsdk.errors import Corrupt
+
+
+class CheckpointStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint holds and what it cost.
+
+    Attributes:
+        files: regular files in it.
+        bytes: of their contents, holes included.
+        new_bytes: added to the store, compressed.
+        seconds: from the call to the moment when it was safe on disk.
+    """
+
+    files: int = 0
+    bytes: int = 0
+    new_bytes: int = 0
+    seconds: float = 0.0
+
+
+class CheckpointRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A named snapshot in the history of a task.
+
+    Attributes:
+        parent: id of the checkpoint that the files came from; None is the beginning.
+        tree: digest of the root directory, in hexadecimal.
+        created_at: UTC nanoseconds.
+        uid: who captured it; root's captures know owners.
+        skipped: paths that are named and cannot be stored: sockets, devices.
+        changed: files that changed each time they were read; what is stored is one reading.
+    """
+
+    id: str
+    task: str
+    tree: str
+    name: str | None = None
+    parent: str | None = None
+    created_at: int = 0
+    description: str = ""
+    labels: dict[str, str] = {}
+    stats: CheckpointStats = CheckpointStats()
+    uid: int = 0
+    skipped: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+class Beginning(msgspec.Struct, frozen=True, kw_only=True):
+    """What a workspace began with.
+
+    Attributes:
+        tree: digest of the root directory, in hexadecimal.
+        files, bytes: regular files in it, and bytes of their contents.
+    """
+
+    tree: str
+    files: int = 0
+    bytes: int = 0
+
+
+class Restoring(msgspec.Struct, frozen=True, kw_only=True):
+    """A restore that has begun: what the files shall be, and where what they were is kept.
+
+    Attributes:
+        checkpoint: whose files are wanted; None is the task's beginning.
+        tree: digest of the root directory wanted, in hexadecimal.
+        saved: checkpoint of the state that is replaced, if it was kept.
+        uid: who captured the tree; root's captures know owners.
+    """
+
+    tree: str
+    checkpoint: str | None = None
+    saved: str | None = None
+    uid: int = 0
+
+
+class Fact(Protocol):
+    """An entry of a journal, as far as the fold looks at it."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def data(self) -> Mapping[str, Any]: ...
+
+
+class Points:
+    """The checkpoints of one task, as its journal tells them.
+
+    Attributes:
+        records: those that were not deleted, by id, oldest first.
+        tags: id of a checkpoint by its tag.
+        head: id of the checkpoint that the files come from; None is the beginning.
+        base: what the workspace began with; None while nobody needed it.
+        restoring: a restore that was begun and not ended.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[str, CheckpointRecord] = {}
+        self.tags: dict[str, str] = {}
+        self.head: str | None = None
+        self.base: Beginning | None = None
+        self.restoring: Restoring | None = None
+
+    def roots(self) -> set[str]:
+        """Give the digests of all trees that must be kept."""
+        kept = {record.tree for record in self.records.values()}
+        if self.base is not None:
+            kept.add(self.base.tree)
+        if self.restoring is not None:
+            kept.add(self.restoring.tree)
+        return kept
+
+
+CHECKPOINT = "checkpoint"
+DELETED = "checkpoint-deleted"
+TAGGED = "tagged"
+BASE = "base"
+RESTORING = "restoring"
+RESTORED = "restored"
+GIVEN_UP = "restore-given-up"
+
+
+def fold_points(entries: Iterable[Fact], *, path: str) -> Points:
+    """Give what these entries say of checkpoints; entries of other kinds are passed over. (pure)
+
+    Raises:
+        Corrupt: an entry does not have the shape of its kind.
+    """
+    points = Points()
+    for entry in entries:
+        if entry.kind == CHECKPOINT:
+            record = to_struct(entry.data, CheckpointRecord, path=path)
+            points.records[record.id] = record
+            points.head = record.id
+        elif entry.kind == DELETED:
+            _delete(points, str(entry.data.get("id")))
+        elif entry.kind == TAGGED:
+            _tag(points, entry.data, path=path)
+        elif entry.kind == BASE:
+            points.base = to_struct(entry.data, Beginning, path=path)
+        elif entry.kind == RESTORING:
+            points.restoring = to_struct(entry.data, Restoring, path=path)
+        elif entry.kind == RESTORED and points.restoring is not None:
+            wanted = points.restoring.checkpoint
+            points.head = wanted if wanted in points.records else None
+            points.restoring = None
+        elif entry.kind == GIVEN_UP:
+            points.restoring = None
+    return points
+
+
+def _tag(points: Points, data: Mapping[str, Any], *, path: str) -> None:
+    tag, checkpoint = data.get("tag"), data.get("checkpoint")
+    if not isinstance(tag, str) or not isinstance(checkpoint, str):
+        raise Corrupt(path=path, reason="has a tag of another shape")
+    if checkpoint in points.records:
+        points.tags[tag] = checkpoint
+
+
+def _delete(points: Points, gone: str) -> None:
+    """Take a checkpoint out of the history; its children become its parent's."""
+    record = points.records.pop(gone, None)
+    if record is None:
+        return
+    for child in [r for r in points.records.values() if r.parent == gone]:
+        points.records[child.id] = msgspec.structs.replace(child, parent=record.parent)
+    points.tags = {tag: target for tag, target in points.tags.items() if target != gone}
+    if points.head == gone:
+        points.head = record.parent

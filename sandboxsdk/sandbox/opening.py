@@ -1,0 +1,165 @@
+"""The running box behind a Sandbox: started at the first use, stopped at the end of the block."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, final
+
+from sandboxsdk import clock
+from sandboxsdk.errors import BoxLost
+from sandboxsdk.home import Home
+from sandboxsdk.model import Spec
+from sandboxsdk.runtime import BoxPlan, Instance, Runtime, Watch
+from sandboxsdk.task import Task
+from sandboxsdk.workspace import OpenWorkspace
+
+from .checkpoints import place_of
+from .claim import claim, let_go, note_ended, note_running
+
+Tell = Callable[[str, Mapping[str, Any]], None]
+
+
+@final
+class Opening:
+    """What a Sandbox has open: its workspace, its instance, and who watches its limits.
+
+    Attributes:
+        spec: what the next instance is made from.
+        watch: None while nothing runs.
+        unfinished: a restore was begun in this instance and did not end.
+    """
+
+    def __init__(
+        self,
+        box: str,
+        home: Home,
+        runtime: Runtime,
+        spec: Spec,
+        *,
+        linger: bool,
+        tell: Tell,
+        inside: Callable[[], object],
+    ) -> None:
+        self.spec = spec
+        self.watch: Watch | None = None
+        self._box, self._home, self._runtime = box, home, runtime
+        self._linger, self._tell, self._inside = linger, tell, inside
+        self._guard = threading.RLock()
+        self._workspace: OpenWorkspace | None = None
+        self._instance: Instance | None = None
+        self.unfinished = False
+
+    def workspace(self, task: Task) -> OpenWorkspace:
+        with self._guard:
+            if self._workspace is None:
+                self._workspace = task.workspace()
+            return self._workspace
+
+    def instance(self, task: Task, *, finish: bool = True) -> Instance:
+        """Give the running instance, starting it at the first use.
+
+        Args:
+            finish: end a restore that was begun and did not end; without, another one takes its
+                place.
+
+        Raises:
+            BoxLost: it was ended from outside.
+            UsageError: the block of the box was left.
+        """
+        with self._guard:
+            self._inside()  # Another thread may have left the block since the caller asked.
+            if self._instance is not None:
+                if not self._instance.alive():
+                    raise BoxLost(box=self._box, reason="its processes were ended from outside")
+                if self.unfinished and finish:
+                    task.checkpoint_history().finish(place_of(self._instance))
+                    self.unfinished = False
+                return self._instance
+            began = clock.monotonic()
+            self._instance = instance = self._start(task, finish=finish)
+        self._tell("entered", {"seconds": clock.monotonic() - began})
+        return instance
+
+    def watched(self, task: Task) -> tuple[Instance, Watch]:
+        """Give the running instance and the watch over its limits.
+
+        Raises:
+            BoxLost: it was ended from outside, or by another thread.
+        """
+        instance, watch = self.instance(task), self.watch
+        if watch is None:
+            raise BoxLost(box=self._box, reason="another thread left its block")
+        return instance, watch
+
+    def revived(self, task: Task) -> Instance:
+        """Give the running instance, or a new one if that was ended from outside."""
+        with self._guard:
+            lost = self._instance is not None and not self._instance.alive()
+        if lost:
+            self.stop()
+        return self.instance(task, finish=False)
+
+    def finish(self, task: Task) -> None:
+        """End a restore that a crash or a full disk has interrupted, which takes a running box."""
+        with self._guard:
+            if task.checkpoint_history().points().restoring is not None:
+                self.unfinished = True
+                self.instance(task)
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Notice when a restore does not end, so that the next use of the instance ends it."""
+        try:
+            yield
+        except BaseException:
+            self.unfinished = True
+            raise
+        self.unfinished = False
+
+    def stop(self) -> None:
+        """End everything; what was written stays."""
+        with self._guard:
+            instance, self._instance = self._instance, None
+            watch, self.watch = self.watch, None
+            self._workspace = None
+        if watch is not None:
+            watch.close()
+        try:
+            if instance is not None:
+                note_ended(instance)
+                instance.close()
+        finally:
+            let_go(self._box)
+        if instance is not None:
+            self._tell("closed", {})
+
+    def _start(self, task: Task, *, finish: bool) -> Instance:
+        if task.record.workspace.mode == "private":
+            claim(task.directory, self._box)
+        checkpoints = task.checkpoint_history()
+        checkpoints.begin()
+        workspace = self.workspace(task)
+        plan = BoxPlan(
+            id=self._box,
+            spec=self.spec,
+            view=workspace.prepare(),
+            workspace=workspace.describe(),
+            keepsakes=(task.lease_descriptor(),),
+            forbidden=(self._home.path,),
+            caches=self._home.caches,
+            scratch=task.directory,
+            linger=self._linger,
+        )
+        instance = self._runtime.enter(plan)
+        try:
+            if finish:
+                checkpoints.finish(place_of(instance))
+            self.unfinished = not finish
+            self.watch = Watch(self.spec.limits, disk=workspace.disk_bytes)
+        except BaseException:
+            instance.close()
+            raise
+        note_running(task.directory, instance)
+        return instance

@@ -1,0 +1,90 @@
+"""Directories into trees and back: capture, restore, compare.
+
+Knows files below a descriptor and objects in a store; must not know tasks, checkpoints or boxes.
+
+Invariants: nothing is reached but below the descriptor that was given, whoever races us; a tree is
+whole in the store before its digest is given; equal directories are the same object; what is read
+from a store is checked before anything is done with it; set-id bits are never written.
+"""
+
+from .cache import StatCache
+from .capture import capture
+from .compare_trees import compare_trees
+from .comparison import (
+    Content,
+    Entry,
+    compare,
+    contents_matter,
+    make_change,
+    pair_renames,
+    rename_candidates,
+    with_renames,
+)
+from .exclude import excluding
+from .reach import damaged_paths, reachable
+from .restore import Restored, restore_in_place, restore_to
+from .rules import Captured, Exclude, Merge, Progress, Rules
+from .scratch import Scratch
+from .totals import Totals, totals_of
+from .tree import (
+    BLOCK,
+    CHARACTER,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    PARTS,
+    SOCKET,
+    SYMLINK,
+    Directory,
+    Node,
+    Reader,
+    Sink,
+    read_directory,
+    read_parts,
+)
+from .victims import name_victims
+from .writing import Supply
+
+__all__ = [
+    "BLOCK",
+    "CHARACTER",
+    "DIRECTORY",
+    "FIFO",
+    "FILE",
+    "PARTS",
+    "SOCKET",
+    "SYMLINK",
+    "Captured",
+    "Content",
+    "Directory",
+    "Entry",
+    "Exclude",
+    "Merge",
+    "Node",
+    "Progress",
+    "Reader",
+    "Restored",
+    "Rules",
+    "Scratch",
+    "Sink",
+    "StatCache",
+    "Supply",
+    "Totals",
+    "capture",
+    "compare",
+    "compare_trees",
+    "contents_matter",
+    "damaged_paths",
+    "excluding",
+    "make_change",
+    "name_victims",
+    "pair_renames",
+    "reachable",
+    "read_directory",
+    "read_parts",
+    "rename_candidates",
+    "restore_in_place",
+    "restore_to",
+    "totals_of",
+    "with_renames",
+]

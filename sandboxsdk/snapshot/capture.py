@@ -1,0 +1,449 @@
+"""A directory into a tree: walked below its descriptor, read where the cache does not know it.
+
+The walk may be raced by code that wants us elsewhere: no link is followed, nothing but a regular
+file is opened for reading, other mounts are not entered. What vanishes meanwhile is left out, what
+changes while it is read is read again, and if it keeps changing it is stored as read and named.
+
+With an overlay's upper the walk gives the merged tree: what the upper names is laid over the tree
+of the base, and the cost is that of the upper.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import final
+
+import msgspec
+
+from sandboxsdk.disk import translated
+from sandboxsdk.errors import Denied, HostRefused, LimitExceeded, SandboxError
+from sandboxsdk.host import Cursor, Opener, has_openat2
+
+from .attributes import read_attributes
+from .cache import Stamp, StatCache, stamp_of
+from .level import Level, Listing
+from .links import LinkGroups
+from .measure import check_limits
+from .rules import Captured, Rules
+from .steady import mtime_of, plain_node, read_file, set_all_bits
+from .totals import Totals, totals_of
+from .tree import (
+    BLOCK,
+    CHARACTER,
+    DIRECTORY,
+    ENTRIES_MAX,
+    FIFO,
+    FILE,
+    SOCKET,
+    SYMLINK,
+    Directory,
+    Node,
+    Sink,
+    read_directory,
+    write_directory,
+)
+
+_RACES_MAX = 8
+# So many entries of a directory are looked at between two calls of `progress`.
+_PROGRESS_ENTRIES = 1024
+_READABLE = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+# What a name answers that is something else by now, or nothing.
+_VANISHED = (*_NO_DIRECTORY, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EINVAL)
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
+_OTHERS = {
+    stat.S_IFIFO: FIFO,
+    stat.S_IFSOCK: SOCKET,
+    stat.S_IFCHR: CHARACTER,
+    stat.S_IFBLK: BLOCK,
+}
+
+
+def capture(sink: Sink, root: int, known: StatCache, learned: StatCache, rules: Rules) -> Captured:
+    """Store everything below the directory descriptor `root`.
+
+    Args:
+        known: files that need not be read.
+        learned: made before this call; takes the files as they were read.
+
+    Raises:
+        Denied: something may not be read, or is another mount; the path says what.
+        LimitExceeded: more than a tree may hold.
+        HostFull, HostRefused: the store cannot be written, or the directory not be read.
+    """
+    walk = _Walk(sink, known, learned, rules)
+    with translated("cannot read", rules.shown or "the workspace"):
+        walk.run(root)
+        return walk.store()
+
+
+@final
+class _Walk:
+    def __init__(self, sink: Sink, known: StatCache, learned: StatCache, rules: Rules) -> None:
+        self._sink, self._known, self._learned, self._rules = sink, known, learned, rules
+        self._opener = Opener(with_openat2=has_openat2())
+        self._levels: list[Level] = []
+        self._links: LinkGroups[Level] = LinkGroups(salt=b"upper" if rules.merge else b"")
+        # Files of several names, as they were read by the first.
+        self._linked: dict[tuple[int, int], tuple[Stamp, Node]] = {}
+        self._totals = rules.merge.totals if rules.merge else Totals()
+        self._entries = 0
+        self._skipped, self._changed, self._mounts = Listing(), Listing(), Listing()
+        self._unlocked: list[Level] = []
+
+    def run(self, root: int) -> None:
+        """Look at everything; levels come in an order in which each is after the one above it."""
+        top = Level(b"", None, os.fstat(root))
+        try:
+            try:
+                cursor = Cursor(self._opener, root, [])
+            except PermissionError as error:
+                self._open_up(root, top, error)
+                cursor = Cursor(self._opener, root, [])
+            try:
+                self._descend(cursor, top)
+            finally:
+                cursor.close()
+        finally:
+            self._lock_again(root, top)
+
+    def _descend(self, cursor: Cursor, top: Level) -> None:
+        base = self._rules.merge.tree if self._rules.merge else b""
+        try:
+            stack = [(top, self._look(cursor, top, base))]
+            while stack:
+                level, waiting = stack[-1]
+                step = next(waiting, None)
+                if step is None:
+                    stack.pop()
+                    self._leave(cursor, level)
+                elif self._enter(cursor, level, step[0]):
+                    check_limits(self._entries, len(stack) + 1)
+                    inner = Level(step[0], level, os.fstat(cursor.fd))
+                    stack.append((inner, self._look(cursor, inner, step[1])))
+        finally:
+            # After an error: what was opened up is closed again, as far as it is still there.
+            with suppress(OSError, IndexError):
+                while self._unlocked and self._unlocked[-1] is not top:
+                    while not os.path.samestat(os.fstat(cursor.fd), self._unlocked[-1].found):
+                        cursor.leave()
+                    self._lock_again(cursor.fd, self._unlocked[-1])
+
+    def _leave(self, cursor: Cursor, level: Level) -> None:
+        """Go back to the directory above; the root has none."""
+        if level.above is None:
+            return
+        if not self._unlocked or self._unlocked[-1] is not level:
+            cursor.leave()
+            return
+        # The way back leads through the directory, so it is closed after that.
+        fd = os.dup(cursor.fd)
+        try:
+            cursor.leave()
+        finally:
+            self._lock_again(fd, level)
+            os.close(fd)
+
+    def store(self) -> Captured:
+        """Store the levels from the deepest up; gives the root's digest."""
+        for number, names in self._links.found(lambda level, name: level.nodes.get(name)):
+            for level, name in names:
+                level.nodes[name] = msgspec.structs.replace(level.nodes[name], link=number)
+        digest = b""
+        for level in reversed(self._levels):
+            found = level.found
+            directory = Directory(
+                stat.S_IMODE(found.st_mode),
+                mtime_of(found),
+                found.st_uid,
+                found.st_gid,
+                level.attributes,
+                sorted(level.nodes.values(), key=_name),
+            )
+            digest = write_directory(self._sink, directory)
+            if level.above is not None:
+                level.above.nodes[level.name] = Node(level.name, DIRECTORY, content=digest)
+        return Captured(
+            tree=digest,
+            totals=self._totals,
+            skipped=self._skipped.told(),
+            changed=self._changed.told(),
+            mounts=self._mounts.told(),
+        )
+
+    # --- Directories ------------------------------------------------------------------------------
+
+    def _look(self, cursor: Cursor, level: Level, base: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Look at the directory of the cursor; gives the directories to go into, as it takes them.
+
+        Args:
+            cursor: is there.
+            level: takes what it lists.
+            base: digest of the directory it is laid over; empty is none.
+        """
+        reader = self._open_directory(cursor, level)
+        try:
+            marked = read_attributes(reader, overlay=self._rules.overlay)
+            level.attributes, level.marked = marked.attributes, marked.opaque == b"x"
+            opaque = marked.opaque == b"y" and level.above is not None
+            below = self._lay_over(level, base, opaque=opaque)
+            inner = self._list(level, reader)
+        except LimitExceeded as error:
+            raise self._too_much(level.path, error) from error
+        except OSError as error:
+            if isinstance(error, SandboxError):
+                raise
+            raise self._refused(level.path, error) from error
+        finally:
+            os.close(reader)
+        self._levels.append(level)
+        self._tell()
+        return iter([(plain, below.get(plain, b"")) for plain in inner])
+
+    def _list(self, level: Level, reader: int) -> dict[bytes, None]:
+        """Take what a directory lists; gives the directories in it."""
+        # A name may be listed twice while others are renamed.
+        inner: dict[bytes, None] = {}
+        seen = 0
+        with os.scandir(reader) as entries:
+            for entry in entries:
+                seen += 1
+                # Also of those that come and go, or listing them might never end.
+                if seen > ENTRIES_MAX:
+                    raise LimitExceeded(reason=f"it has more than {ENTRIES_MAX:,} entries")
+                if seen % _PROGRESS_ENTRIES == 0:
+                    self._tell()
+                plain = os.fsencode(entry.name)
+                try:
+                    found = entry.stat(follow_symlinks=False)
+                except OSError as error:
+                    if error.errno in _VANISHED:
+                        continue
+                    raise self._refused(level.below(plain), error) from error
+                if self._take(level, reader, plain, found):
+                    inner[plain] = None
+        self._entries += len(level.nodes) + len(inner)
+        return inner
+
+    def _tell(self) -> None:
+        if self._rules.progress is not None:
+            self._rules.progress(self._totals.files, self._totals.bytes)
+
+    def _lay_over(self, level: Level, base: bytes, *, opaque: bool) -> dict[bytes, bytes]:
+        """Begin with what the base lists; gives its directories."""
+        merge = self._rules.merge
+        if merge is None or not base:
+            return {}
+        if opaque:
+            self._totals -= totals_of(merge.reader, base)
+            return {}
+        nodes = read_directory(merge.reader, base).nodes
+        level.nodes = {node.name: node for node in nodes}
+        return {node.name: node.content for node in nodes if node.kind == DIRECTORY}
+
+    def _enter(self, cursor: Cursor, level: Level, name: bytes) -> bool:
+        """Go into a directory; False if there is none (any more) to look at."""
+        level.check_depth()
+        for _ in range(_RACES_MAX):
+            try:
+                cursor.enter(name)
+            except OSError as error:
+                if error.errno == errno.EXDEV:
+                    self._pass_mount(level, cursor.fd, name, error)
+                    return False
+                if error.errno not in _NO_DIRECTORY:
+                    raise self._refused(level.below(name), error) from error
+            else:
+                return True
+            try:
+                found = os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                self._drop(level, name)
+                return False
+            if not self._take(level, cursor.fd, name, found):
+                return False
+        raise self._unsteady(level.below(name))
+
+    def _open_directory(self, cursor: Cursor, level: Level) -> int:
+        try:
+            return self._open_readable(cursor)
+        except PermissionError as error:
+            self._open_up(cursor.fd, level, error)
+            return self._open_readable(cursor)
+
+    def _open_up(self, fd: int, level: Level, error: PermissionError) -> None:
+        """Give us all rights to a directory of ours until `_lock_again`, where that is allowed."""
+        known = self._unlocked and self._unlocked[-1] is level
+        if known or not self._rules.unlock or level.found.st_uid != os.geteuid():
+            raise self._refused(level.path, error) from error
+        self._unlocked.append(level)
+        set_all_bits(fd, stat.S_IMODE(level.found.st_mode) | stat.S_IRWXU)
+
+    @staticmethod
+    def _open_readable(cursor: Cursor) -> int:
+        reader = os.open(".", _READABLE, dir_fd=cursor.fd)
+        try:
+            # The right to read lists names; looking at them takes the right to search.
+            os.stat(".", dir_fd=reader)
+        except BaseException:
+            os.close(reader)
+            raise
+        return reader
+
+    def _lock_again(self, fd: int, level: Level) -> None:
+        if self._unlocked and self._unlocked[-1] is level:
+            self._unlocked.pop()
+            with suppress(OSError):
+                set_all_bits(fd, stat.S_IMODE(level.found.st_mode))
+
+    # --- Entries ----------------------------------------------------------------------------------
+
+    def _take(self, level: Level, parent: int, name: bytes, found: os.stat_result) -> bool:
+        """Put one entry into its level; True says that it is a directory, to be gone into."""
+        for _ in range(_RACES_MAX):
+            kind = stat.S_IFMT(found.st_mode)
+            if self._rules.exclude is not None and self._rules.exclude(
+                level.below(name), kind == stat.S_IFDIR
+            ):
+                return False
+            if kind == stat.S_IFDIR:
+                old = level.nodes.get(name)
+                if old is not None and old.kind != DIRECTORY:
+                    self._drop(level, name)
+                return True
+            self._drop(level, name)
+            if self._rules.overlay and kind == stat.S_IFCHR and found.st_rdev == 0:
+                return False
+            try:
+                node = self._node(level, parent, name, found)
+            except SandboxError as error:
+                if isinstance(error, LimitExceeded):
+                    raise self._too_much(level.below(name), error) from error
+                raise
+            except OSError as error:
+                if error.errno == errno.EXDEV:
+                    self._pass_mount(level, parent, name, error)
+                    return False
+                if error.errno not in _VANISHED:
+                    raise self._refused(level.below(name), error) from error
+                try:
+                    found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                except FileNotFoundError:
+                    return False
+                continue
+            if node is not None:
+                level.nodes[name] = node
+            return False
+        raise self._unsteady(level.below(name))
+
+    def _drop(self, level: Level, name: bytes) -> None:
+        """Take out what is under a name: the base's, or what was there a moment ago."""
+        old = level.nodes.pop(name, None)
+        if old is None:
+            return
+        if old.is_file:
+            self._totals -= Totals(1, old.size)
+        elif old.kind == DIRECTORY and self._rules.merge is not None:
+            self._totals -= totals_of(self._rules.merge.reader, old.content)
+
+    def _node(self, level: Level, parent: int, name: bytes, found: os.stat_result) -> Node | None:
+        """Describe an entry that is no directory; None if it stands for nothing.
+
+        Raises:
+            OSError: it is something else by now, cannot be read, or is another mount.
+        """
+        kind = stat.S_IFMT(found.st_mode)
+        node: Node | None
+        if kind == stat.S_IFREG:
+            node, found = self._file(level, parent, name, found)
+            if node is None:
+                return None
+            self._totals += Totals(1, node.size)
+        elif kind == stat.S_IFLNK:
+            target = os.readlink(name, dir_fd=parent)
+            again = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if stamp_of(again) != stamp_of(found):
+                raise OSError(errno.ESTALE, "is another link by now")
+            node = plain_node(name, SYMLINK, found, target)
+        elif kind in _OTHERS:
+            node = plain_node(name, _OTHERS[kind], found)
+            if node.kind != FIFO:
+                self._skipped.add(level.below(name))
+        else:
+            return None
+        if found.st_nlink > 1 and (node.is_file or node.kind == FIFO):
+            # What else has several names is made anew for each.
+            self._links.add(level, name, found)
+        return node
+
+    def _file(
+        self, level: Level, parent: int, name: bytes, found: os.stat_result
+    ) -> tuple[Node | None, os.stat_result]:
+        """Describe a file, from memory where that can be trusted; tells as what it was seen."""
+        # What may stand for a name that is not there is looked at each time.
+        doubtful = level.marked and found.st_size == 0
+        node = None if doubtful else self._remembered(level, name, found)
+        if node is None:
+            rules = self._rules
+            reading = read_file(self._sink, self._opener, parent, name, rules)
+            node, found = reading.node, reading.found
+            if level.marked and reading.whiteout and node.size == 0:
+                return None, found
+            if not reading.steady:
+                self._changed.add(level.below(name))
+                return node, found
+            if found.st_nlink > 1:
+                self._linked[found.st_dev, found.st_ino] = stamp_of(found), node
+        if not level.is_far:
+            self._learned.note(level.path, node, found)
+        return node, found
+
+    def _remembered(self, level: Level, name: bytes, found: os.stat_result) -> Node | None:
+        if found.st_nlink > 1:
+            stamp, node = self._linked.get((found.st_dev, found.st_ino), (None, None))
+            if node is not None and stamp == stamp_of(found):
+                return msgspec.structs.replace(node, name=name)
+        return None if level.is_far else self._known.find(level.path, name, found)
+
+    def _pass_mount(self, level: Level, parent: int, name: bytes, error: OSError) -> None:
+        """Record a name that another mount covers as empty, where that is allowed."""
+        path = level.below(name)
+        if not self._rules.mounts:
+            hint = "exclude it from the workspace, or unmount it"
+            reason = "something else is mounted there, and checkpoints do not cross mounts"
+            shown = self._rules.shown + os.fsdecode(path)
+            raise Denied(path=shown, reason=reason, hint=hint) from error
+        self._drop(level, name)
+        self._mounts.add(path)
+        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode):
+            self._levels.append(Level(name, level, found))
+        else:
+            level.nodes[name] = plain_node(name, FILE, found)
+            self._totals += Totals(1, 0)
+
+    # --- Errors -----------------------------------------------------------------------------------
+
+    def _refused(self, path: bytes, error: OSError) -> SandboxError:
+        shown = self._rules.shown + os.fsdecode(path)
+        if error.errno in _FORBIDDEN:
+            hint = "make it readable, or exclude it: Workspace.private(..., exclude=[...])"
+            return Denied(path=shown, reason="may not be read", hint=hint)
+        reason = os.strerror(error.errno or errno.EIO)
+        return HostRefused(what="cannot read", path=shown, reason=reason)
+
+    def _unsteady(self, path: bytes) -> SandboxError:
+        shown = self._rules.shown + os.fsdecode(path)
+        return Denied(path=shown, reason="keeps changing its type while we look")
+
+    def _too_much(self, path: bytes, error: LimitExceeded) -> SandboxError:
+        shown = self._rules.shown + os.fsdecode(path)
+        return LimitExceeded(path=shown, reason=f"{shown}: {error.fields.get('reason')}")
+
+
+def _name(node: Node) -> bytes:
+    return node.name

@@ -1,0 +1,176 @@
+"""What differs between two trees: equal directories are the same object and are not looked into."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from sandboxsdk.model import Change
+from sandboxsdk.store import BLOB
+
+from .comparison import (
+    Content,
+    Entry,
+    compare,
+    make_change,
+    pair_renames,
+    rename_candidates,
+    with_renames,
+)
+from .measure import check_limits
+from .tree import (
+    BLOCK,
+    CHARACTER,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    PARTS,
+    SOCKET,
+    SYMLINK,
+    Directory,
+    Node,
+    Part,
+    Reader,
+    read_directory,
+    read_parts,
+)
+
+_TYPES = {
+    FILE: stat.S_IFREG,
+    PARTS: stat.S_IFREG,
+    DIRECTORY: stat.S_IFDIR,
+    SYMLINK: stat.S_IFLNK,
+    FIFO: stat.S_IFIFO,
+    SOCKET: stat.S_IFSOCK,
+    CHARACTER: stat.S_IFCHR,
+    BLOCK: stat.S_IFBLK,
+}
+
+
+def compare_trees(reader: Reader, old: bytes, new: bytes) -> list[Change]:
+    """List what changed from one tree to another, in the order of the paths' bytes.
+
+    Costs what differs. Times, owners and attributes are stored, and no change.
+
+    Raises:
+        Corrupt: a tree is missing or damaged.
+        LimitExceeded: more differs than a checkpoint may hold.
+    """
+    changes: list[Change] = []
+    contents: dict[tuple[str, bool], Content] = {}
+    waiting: list[tuple[bytes, bytes, bytes]] = [(b"", old, new)]
+    seen = 0
+    while waiting:
+        path, before, after = waiting.pop()
+        if before == after:
+            continue
+        seen += 1
+        # Directories that share what is below them may have more paths than anybody could visit.
+        check_limits(seen + len(changes), path.count(b"/") + 1)
+        was = _directory(reader, before)
+        now = _directory(reader, after)
+        for name in sorted(was.keys() | now.keys()):
+            below = path + b"/" + name if path else name
+            one, two = was.get(name), now.get(name)
+            if one == two:
+                continue
+            shown = os.fsdecode(below)
+            first, second = _entry(reader, one), _entry(reader, two)
+            same = one is None or two is None or _same_content(reader, one, two)
+            kind = compare(first, second, same_content=same)
+            if kind is not None:
+                changes.append(make_change(kind, shown, first, second))
+            for node, is_new in ((one, False), (two, True)):
+                if node is not None and node.is_file and node.size:
+                    contents[shown, is_new] = Content(shown, node.size, node.content.hex())
+            if _is_directory(one) or _is_directory(two):
+                waiting.append((below, _below(one), _below(two)))
+    removed, added = rename_candidates(changes)
+    pairs = pair_renames(
+        [contents[change.path, False] for change in removed],
+        [contents[change.path, True] for change in added],
+    )
+    return with_renames(changes, pairs)
+
+
+def _directory(reader: Reader, tree: bytes) -> dict[bytes, Node]:
+    if not tree:
+        return {}
+    return {node.name: node for node in read_directory(reader, tree).nodes}
+
+
+def _is_directory(node: Node | None) -> bool:
+    return node is not None and node.kind == DIRECTORY
+
+
+def _below(node: Node | None) -> bytes:
+    return node.content if node is not None and node.kind == DIRECTORY else b""
+
+
+def _entry(reader: Reader, node: Node | None) -> Entry | None:
+    if node is None:
+        return None
+    if node.kind == DIRECTORY:
+        found: Directory = read_directory(reader, node.content)
+        return Entry(stat.S_IFDIR, found.mode)
+    target = os.fsdecode(node.content) if node.kind == SYMLINK else None
+    size = node.size if node.is_file else None
+    device = node.size if node.kind in (CHARACTER, BLOCK) else 0
+    return Entry(_TYPES[node.kind], node.mode, size, target, device)
+
+
+def _same_content(reader: Reader, one: Node, two: Node) -> bool:
+    """Compare two nodes of one type; a file may be stored in parts and still have equal bytes."""
+    if not one.is_file or not two.is_file or one.size != two.size:
+        return True  # Whatever else differs, `compare` sees.
+    if (one.kind, one.content) == (two.kind, two.content):
+        return True
+    if one.kind == two.kind == FILE:
+        return False
+    first, second = _Bytes(reader, one), _Bytes(reader, two)
+    left = one.size
+    while left:
+        length = min(first.left, second.left)
+        if not first.equals(second, length):
+            return False
+        first.skip(length)
+        second.skip(length)
+        left -= length
+    return True
+
+
+class _Bytes:
+    """A file's content, part by part; `left` is what the present part has left."""
+
+    def __init__(self, reader: Reader, node: Node) -> None:
+        self._reader = reader
+        whole = [Part(node.size, node.content)]
+        self._parts: Iterator[Part] = iter(whole if node.kind == FILE else read_parts(reader, node))
+        self._part = next(self._parts)
+        self._data: bytes | None = None
+        self._position = 0
+
+    @property
+    def left(self) -> int:
+        return self._part.length - self._position
+
+    def equals(self, other: _Bytes, length: int) -> bool:
+        """Compare what comes next; equal parts are not read."""
+        aligned = self._position == other._position and self._part == other._part
+        if aligned or not (self._part.content or other._part.content):
+            return True
+        return self._next(length) == other._next(length)
+
+    def skip(self, length: int) -> None:
+        self._position += length
+        if self.left == 0:
+            self._part = next(self._parts, Part(0, b""))
+            self._data, self._position = None, 0
+
+    def _next(self, length: int) -> bytes:
+        if not self._part.content:
+            return bytes(length)
+        if self._data is None:
+            self._data = self._reader.read(BLOB, self._part.content)
+        return self._data[self._position : self._position + length]

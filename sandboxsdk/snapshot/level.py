@@ -1,0 +1,104 @@
+"""What a walk holds of one directory until all of it can be stored."""
+
+from __future__ import annotations
+
+import os
+from typing import final
+
+from sandboxsdk.errors import LimitExceeded
+
+from .tree import LEVELS_MAX, Attributes, Node
+
+# What lies deeper has no path that the kernel would take. A tree of 4,096 levels has gigabytes of
+# such paths, so none is kept.
+_PATH_BYTES_MAX = 4096
+_LISTED_MAX = 1000
+_LISTED_BYTES_MAX = 1 << 18
+
+
+@final
+class Level:
+    """A directory of a walk.
+
+    Attributes:
+        name: in the directory above; empty for the root.
+        above: the directory above.
+        found: what it was when the walk came there.
+        attributes: its own.
+        nodes: what it lists, directories as soon as they are stored.
+        depth: levels above it.
+        marked: files in it may stand for names that are not there.
+        is_far: it is too deep to be remembered by its path.
+    """
+
+    __slots__ = (
+        "_path",
+        "above",
+        "attributes",
+        "depth",
+        "found",
+        "is_far",
+        "marked",
+        "name",
+        "nodes",
+    )
+
+    def __init__(self, name: bytes, above: Level | None, found: os.stat_result) -> None:
+        self.name, self.above, self.found = name, above, found
+        self.attributes: Attributes = ()
+        self.nodes: dict[bytes, Node] = {}
+        self.marked = False
+        self.depth: int = 0 if above is None else above.depth + 1
+        far: bool = above is not None and above.is_far
+        path = b"" if far or above is None else above.below(name)
+        self.is_far: bool = far or len(path) > _PATH_BYTES_MAX
+        self._path: bytes = b"" if self.is_far else path
+
+    @property
+    def path(self) -> bytes:
+        """The path from the root of the walk, which has an empty one."""
+        if not self.is_far:
+            return self._path
+        names = []
+        level: Level | None = self
+        while level is not None and level.is_far:
+            names.append(level.name)
+            level = level.above
+        if level is not None and level.path:
+            names.append(level.path)
+        return b"/".join(reversed(names))
+
+    def check_depth(self) -> None:
+        """Refuse to go deeper where a guest has nested directories without end.
+
+        Raises:
+            LimitExceeded: it is as deep as we go.
+        """
+        if self.depth >= LEVELS_MAX:
+            shown = os.fsdecode(self.path[:200])
+            reason = f"{shown}...: is nested deeper than {LEVELS_MAX:,} levels"
+            raise LimitExceeded(reason=reason)
+
+    def below(self, name: bytes) -> bytes:
+        """Give the path of a name in it."""
+        path = self.path
+        return path + b"/" + name if path else name
+
+
+@final
+class Listing:
+    """Paths to be told to people: not more than somebody would read."""
+
+    def __init__(self) -> None:
+        self._paths: list[str] = []
+        self._bytes = 0
+
+    def add(self, path: bytes) -> None:
+        """Note a path, unless there are very many already."""
+        self._bytes += len(path)
+        if len(self._paths) < _LISTED_MAX and self._bytes <= _LISTED_BYTES_MAX:
+            self._paths.append(os.fsdecode(path))
+
+    def told(self) -> tuple[str, ...]:
+        """Give them in the order of their bytes, each once."""
+        return tuple(sorted(set(self._paths), key=os.fsencode))

@@ -1,0 +1,64 @@
+"""What a capture is asked for, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from .totals import Totals
+from .tree import Objects
+
+Exclude = Callable[[bytes, bool], bool]
+Progress = Callable[[int, int], None]
+
+
+class Merge(msgspec.Struct, frozen=True):
+    """What an upper is laid over: a tree, and where to read it."""
+
+    reader: Objects
+    tree: bytes
+    totals: Totals
+
+
+class Captured(msgspec.Struct, frozen=True, kw_only=True):
+    """A tree that was stored.
+
+    Attributes:
+        tree: digest of the root directory.
+        skipped: paths that are named in the tree without what they stand for: sockets, devices.
+        changed: files that changed each time they were read.
+        mounts: directories and files that something else is mounted on; recorded empty.
+    """
+
+    tree: bytes
+    totals: Totals
+    skipped: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    mounts: tuple[str, ...] = ()
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """How a directory is to be read.
+
+    Attributes:
+        overlay: marks of overlay mean what they mean in an upper or a base: a device 0:0 is a name
+            that is not there, and its attributes are not the user's.
+        merge: of an upper, what it is laid over.
+        unlock: files and directories of ours that their mode closes to us are opened up for the
+            moment: they are a guest's, in a directory of the task.
+        mapped: running programs may have files mapped, and change them so.
+        mounts: whether other mounts are recorded as empty; else they are an error.
+        exclude: says of a path whether it is left out, and whether it is a directory is told.
+        progress: is called now and then with the files and bytes seen so far.
+        shown: what stands before a path in errors.
+    """
+
+    overlay: bool = False
+    merge: Merge | None = None
+    unlock: bool = False
+    mapped: bool = False
+    mounts: bool = False
+    exclude: Exclude | None = None
+    progress: Progress | None = None
+    shown: str = ""

@@ -1,0 +1,262 @@
+"""Workspaces that are an ordinary directory: the user's own, or a copy of it in the task's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import final
+
+from sandboxsdk import disk
+from sandboxsdk.errors import Corrupt
+from sandboxsdk.host import disk_usage, remove_tree
+from sandboxsdk.model import Change, View, Workspace
+from sandboxsdk.snapshot import (
+    Exclude,
+    Merge,
+    Progress,
+    Rules,
+    Scratch,
+    Sink,
+    StatCache,
+    capture,
+    excluding,
+    restore_to,
+)
+from sandboxsdk.store import Store
+
+from .copying import BaseContent
+from .place import open_base, open_pinned, place_of, shown
+from .scan import CACHE, Scan, base_cache, owned, scan
+
+_FILES = "files"
+# What a killed one leaves beside it while it is made.
+_UNFINISHED = f".{_FILES}."
+_ATTEMPTS = 3
+
+
+@final
+class DirectWorkspace:
+    """The directory `path` itself: what a box writes is written."""
+
+    begins = False
+    layered = False
+
+    def __init__(self, workspace: Workspace, *, scans: str) -> None:
+        assert workspace.path is not None
+        self._path = workspace.path
+        self._exclude = excluding(workspace.exclude)
+        self._scans = scans
+        self._cache = base_cache(workspace)
+
+    def begin(self, store: Store, tree: bytes) -> None:
+        """See `OpenWorkspace.begin`: nothing, the directory is there."""
+
+    def prepare(self) -> View:
+        """See `OpenWorkspace.prepare`."""
+        with owned(open_pinned(self._path)) as directory:
+            return View(kind="bind", task=place_of(self._path, directory))
+
+    def diff(self) -> list[Change] | None:
+        """See `OpenWorkspace.diff`."""
+        return None
+
+    def capture_beginning(self, sink: Sink, store: Store, progress: Progress | None) -> Scan | None:
+        """See `OpenWorkspace.capture_beginning`: what it began with, nobody kept."""
+        del sink, store, progress
+        return None
+
+    def capture(
+        self,
+        sink: Sink,
+        store: Store,
+        base: Merge | None,
+        progress: Progress | None,
+        *,
+        mapped: bool = False,
+        unlock: bool = False,
+    ) -> Scan:
+        """See `OpenWorkspace.capture`."""
+        del base, mapped  # Who else has mapped a user's files, nobody knows.
+        shown_base = f"{self._path}/"
+        rules = Rules(
+            mapped=True,
+            unlock=unlock,
+            exclude=self._exclude,
+            progress=progress,
+            shown=shown_base,
+        )
+        with owned(open_pinned(self._path)) as root:
+            return scan(sink, store, root, rules, directory=self._scans, name=self._cache)
+
+    @contextmanager
+    def restoring(self, mounted: int) -> Iterator[int]:
+        """See `OpenWorkspace.restoring`: in the directory, and on disk when the block ends."""
+        del mounted
+        with owned(open_pinned(self._path)) as root:
+            yield root
+            # The word that it is restored must not outlive a power cut that the files do not.
+            with (
+                disk.translated("sync", self._path),
+                owned(disk.open_directory(".", dir_fd=root)) as d,
+            ):
+                disk.sync_file_system(d)
+
+    @property
+    def spared(self) -> Exclude | None:
+        """See `OpenWorkspace.spared`."""
+        return self._exclude
+
+    def disk_bytes(self) -> int:
+        """Give 0: whatever is written is the user's own directory."""
+        return 0
+
+    def describe(self) -> str:
+        """See `OpenWorkspace.describe`."""
+        return f"{shown(self._path)} itself; what the sandbox writes is written"
+
+    def notes(self) -> tuple[str, ...]:
+        """See `OpenWorkspace.notes`."""
+        return ()
+
+
+@final
+class CopiedWorkspace:
+    """A copy of a directory (or of nothing) in `files/` of the task's own, where no overlay works.
+
+    Invariant: `files/` appears whole or not at all.
+    """
+
+    begins = True
+    layered = False
+
+    def __init__(self, workspace: Workspace, *, directory: str, scans: str) -> None:
+        self._base = workspace.path
+        self._kind = workspace.kind
+        self._exclude = excluding(workspace.exclude)
+        self._directory = directory
+        self._files = f"{directory}/{_FILES}"
+        self._scans = scans
+        self._cache = base_cache(workspace)
+
+    def begin(self, store: Store, tree: bytes) -> None:
+        """See `OpenWorkspace.begin`."""
+        if os.path.lexists(self._files):
+            return
+        with disk.translated("read", self._directory), self._opened() as task:
+            for name in os.listdir(task):
+                if name.startswith(_UNFINISHED):
+                    remove_tree(task, name)
+            with owned(open_base(task, self._base)) as base:
+                for left in reversed(range(_ATTEMPTS)):
+                    reader = Scratch(store)
+                    try:
+                        self._copy(reader, self._whole(reader, base, tree), base)
+                    except Corrupt:
+                        # What is excluded is in no store, and something of it has changed.
+                        if self._exclude is None or not left:
+                            raise
+                    else:
+                        return
+
+    def _whole(self, reader: Scratch, base: int, tree: bytes) -> bytes:
+        """Give the tree to be copied: with what is excluded, which the view has."""
+        if self._exclude is None:
+            return tree
+        nothing = StatCache("")
+        return capture(reader, base, nothing, nothing, self._rules(None, None)).tree
+
+    def _copy(self, reader: Scratch, tree: bytes, base: int) -> None:
+        restore_to(
+            reader,
+            tree,
+            self._files,
+            owners=(lambda uid, gid: (uid, gid)) if os.geteuid() == 0 else None,
+            # It is all that there is of the files: a power cut must not leave half of it.
+            durable=True,
+            supply=BaseContent(base, clone=self._kind == "reflink"),
+        )
+
+    def _rules(self, exclude: Exclude | None, progress: Progress | None) -> Rules:
+        return Rules(
+            overlay=True,
+            mounts=True,
+            exclude=exclude,
+            progress=progress,
+            shown=f"{self._base or self._directory}/",
+        )
+
+    def prepare(self) -> View:
+        """See `OpenWorkspace.prepare`."""
+        with owned(open_pinned(self._files)) as files:
+            return View(kind="bind", task=place_of(self._files, files))
+
+    def diff(self) -> list[Change] | None:
+        """See `OpenWorkspace.diff`."""
+        return None
+
+    def capture_beginning(self, sink: Sink, store: Store, progress: Progress | None) -> Scan:
+        """See `OpenWorkspace.capture_beginning`."""
+        with disk.translated("read", self._directory), self._opened() as task:
+            rules = self._rules(self._exclude, progress)
+            with owned(open_base(task, self._base)) as base:
+                return scan(sink, store, base, rules, directory=self._scans, name=self._cache)
+
+    def capture(
+        self,
+        sink: Sink,
+        store: Store,
+        base: Merge | None,
+        progress: Progress | None,
+        *,
+        mapped: bool = False,
+        unlock: bool = False,
+    ) -> Scan:
+        """See `OpenWorkspace.capture`."""
+        del base, unlock
+        rules = Rules(
+            unlock=True,
+            mapped=mapped,
+            exclude=self._exclude,
+            progress=progress,
+            shown="/workspace/",
+        )
+        with owned(open_pinned(self._files)) as root:
+            return scan(sink, store, root, rules, directory=self._directory, name=CACHE)
+
+    @contextmanager
+    def restoring(self, mounted: int) -> Iterator[int]:
+        """See `OpenWorkspace.restoring`."""
+        del mounted
+        with owned(open_pinned(self._files)) as root:
+            yield root
+
+    @property
+    def spared(self) -> Exclude | None:
+        """See `OpenWorkspace.spared`."""
+        return self._exclude
+
+    def disk_bytes(self) -> int:
+        """See `OpenWorkspace.disk_bytes`."""
+        with disk.translated("read", self._files):
+            try:
+                files = disk.open_directory(self._files)
+            except FileNotFoundError:
+                return 0
+            with owned(files):
+                return disk_usage(files)
+
+    def describe(self) -> str:
+        """See `OpenWorkspace.describe`."""
+        if self._base is None:
+            return f"private and empty at first ({self._kind})"
+        return f"private {self._kind} of {shown(self._base)}, which itself is not written"
+
+    def notes(self) -> tuple[str, ...]:
+        """See `OpenWorkspace.notes`."""
+        return ()
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        with owned(disk.open_directory(self._directory)) as task:
+            yield task
