@@ -18,6 +18,7 @@ from sandboxsdk.task import Task
 from .measuring import Figure
 
 _CHANGED = 20
+_PEERS = ("git", "restic")
 
 
 def checkpoints(base: str, home: Home, *, rounds: int) -> list[Figure]:
@@ -40,8 +41,9 @@ def checkpoints(base: str, home: Home, *, rounds: int) -> list[Figure]:
                 side.change(turn)
                 _timed(taken, "20 files changed", side, side.keep)
             for side in sides:
-                side.change(turn + rounds)
-                _timed(taken, "those 20 back, in place", side, side.go_back)
+                if side.goes_back:
+                    side.change(turn + rounds)
+                    _timed(taken, "those 20 back, in place", side, side.go_back)
         for side in sides:
             _timed(taken, "all into a new directory", side, lambda s=side: s.restore(scratch))
             side.compare(scratch)
@@ -72,10 +74,11 @@ def _figures(step: str, taken: dict[str, list[float]]) -> list[Figure]:
     medians = {name: statistics.median(times) for name, times in taken.items()}
     return [
         Figure(f"{step}: {name}", medians[name], min(times), medians[name] / medians[peer], peer)
-        for peer in ("git", "restic")
+        for peer in _PEERS
+        if peer in taken
         for name, times in taken.items()
-        if name not in ("git", "restic")
-    ] + [Figure(f"{step}: {p}", medians[p], min(taken[p]), None, "") for p in ("git", "restic")]
+        if name not in _PEERS
+    ] + [Figure(f"{step}: {p}", medians[p], min(taken[p]), None, "") for p in _PEERS if p in taken]
 
 
 def _copied(base: str, target: Path) -> str:
@@ -98,6 +101,7 @@ class Side:
     """One of those that are compared."""
 
     name = ""
+    goes_back = True
 
     def __init__(self, root: str, home: Home) -> None:
         self.root, self.home = root, home
@@ -192,6 +196,7 @@ class _Git(Side):
 
 class _Restic(Side):
     name = "restic"
+    goes_back = False  # Older releases fail where a symbolic link is there already.
 
     def __init__(self, root: str, home: Home) -> None:
         super().__init__(root, home)
@@ -209,9 +214,6 @@ class _Restic(Side):
 
     def keep(self) -> None:
         self._run("backup", ".")
-
-    def go_back(self) -> None:
-        self._run("restore", "latest", "--target", self.root)
 
     def restore(self, scratch: Path) -> None:
         self._run("restore", "latest", "--target", str(scratch / f"{self.name}-out"))

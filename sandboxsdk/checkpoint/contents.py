@@ -8,7 +8,7 @@ from typing import Literal
 
 from sandboxsdk import clock
 from sandboxsdk.errors import Corrupt, Denied, FileConflict, FileMissing, LimitExceeded, UsageError
-from sandboxsdk.model import CheckpointRecord, FileStat, Problem, VerifyReport, check_path
+from sandboxsdk.model import CheckpointRecord, FileStat, Problem, VerifyReport
 from sandboxsdk.snapshot import (
     BLOCK,
     CHARACTER,
@@ -72,7 +72,10 @@ def list_files(store: Store, root: bytes) -> list[FileStat]:
 
 def read_file(store: Store, root: bytes, path: str | os.PathLike[str], limit: int) -> bytes:
     """Give the content of one file of a tree; raises as `Checkpoint.read` says."""
-    shown = check_path(path, what="path")
+    if not isinstance(path, str | os.PathLike):
+        hint = "pass a str or a pathlib.Path"
+        raise UsageError(what="path", value=path, reason="is not a path", hint=hint)
+    shown = os.fsdecode(path)
     try:
         names = [name for name in os.fsencode(shown).split(b"/") if name not in (b"", b".")]
     except UnicodeEncodeError:

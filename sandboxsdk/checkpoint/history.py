@@ -306,8 +306,11 @@ class History:
         owners = owners_of(plan.uid)
         if owners is not None and workspace.layered:
             owners = place.owners
-        if self.points().restoring != plan:
-            self._journal.append(RESTORING, to_builtins(plan), sync=True)
+
+        def begun() -> None:
+            if self.points().restoring != plan:
+                self._journal.append(RESTORING, to_builtins(plan), sync=True)
+
         try:
             with workspace.restoring(place.mounted) as root:
                 done = restore_in_place(
@@ -318,6 +321,7 @@ class History:
                     owners=owners,
                     spare=workspace.spared,
                     shown="/workspace/",
+                    begun=begun,
                 )
         except FileConflict as error:
             # Trying again would end in the same, and until it does nothing could use the box.

@@ -192,11 +192,11 @@ class _Walk:
             opaque = marked.opaque == b"y" and level.above is not None
             below = self._lay_over(level, base, opaque=opaque)
             inner = self._list(level, reader)
-        except LimitExceeded as error:
-            raise self._too_much(level.path, error) from error
+        except SandboxError as error:
+            if type(error) is LimitExceeded:  # Not of the store's disk.
+                raise self._too_much(level.path, error) from error
+            raise
         except OSError as error:
-            if isinstance(error, SandboxError):
-                raise
             raise self._refused(level.path, error) from error
         finally:
             os.close(reader)
@@ -321,7 +321,7 @@ class _Walk:
             try:
                 node = self._node(level, parent, name, found)
             except SandboxError as error:
-                if isinstance(error, LimitExceeded):
+                if type(error) is LimitExceeded:
                     raise self._too_much(level.below(name), error) from error
                 raise
             except OSError as error:

@@ -124,6 +124,7 @@ def restore_in_place(
     owners: Owners | None,
     spare: Spare | None = None,
     shown: str = "",
+    begun: Callable[[], None] = lambda: None,
 ) -> Restored:
     """Turn what is below a directory descriptor into a tree, touching only what differs.
 
@@ -140,18 +141,24 @@ def restore_in_place(
             given, only names of `current` are removed, and a directory that still holds something
             stays.
         shown: what error messages put before a path.
+        begun: called in this thread when all is known to be there and to fit, before anything is
+            touched.
 
     Raises:
         Denied: a directory was replaced by a link or is another mount, or rights are missing.
         FileConflict: something that is spared is in the way, or somebody works against us.
         HostFull, LimitExceeded, Corrupt, HostRefused: as `restore_to`.
     """
+    trees = Trees(reader)
+
+    def prepare(_check: _Check) -> Plan:
+        with _translating(shown or "."):
+            made = plan(trees, current, target, owners=owners)
+            _check_growth(trees, root, made, shown or ".")
+            return made
 
     def work(check: _Check) -> Restored:
         with _translating(shown or "."):
-            trees = Trees(reader)
-            made = plan(trees, current, target, owners=owners)
-            _check_growth(trees, root, made, shown or ".")
             acting = Acting(
                 trees,
                 Opener(with_openat2=has_openat2()),
@@ -167,6 +174,8 @@ def restore_in_place(
                 acting.close()
             return _report(acting)
 
+    made = uninterrupted(prepare)
+    begun()
     return uninterrupted(work)
 
 

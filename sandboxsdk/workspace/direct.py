@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import final
 
 from sandboxsdk import disk
-from sandboxsdk.errors import Corrupt
+from sandboxsdk.errors import Corrupt, WorkspaceInvalid
 from sandboxsdk.host import disk_usage, remove_tree
 from sandboxsdk.model import Change, View, Workspace
 from sandboxsdk.snapshot import (
@@ -92,8 +92,11 @@ class DirectWorkspace:
     @contextmanager
     def restoring(self, mounted: int) -> Iterator[int]:
         """See `OpenWorkspace.restoring`: in the directory, and on disk when the block ends."""
-        del mounted
         with owned(open_pinned(self._path)) as root:
+            if mounted >= 0 and not os.path.sameopenfile(mounted, root):
+                reason = "is another directory than the one that the box works on"
+                hint = "put that one back at this path, or leave the block of the box first"
+                raise WorkspaceInvalid(path=self._path, reason=reason, hint=hint)
             yield root
             # The word that it is restored must not outlive a power cut that the files do not.
             with (
