@@ -166,6 +166,7 @@ def _read(name: str, directory: int) -> bytes:
     try:
         # Python does not close a descriptor that it refuses, as that of a directory.
         with open(fd, "rb", closefd=False) as file:
-            return file.read(_FILE_BYTES_MAX)
+            # Not the most that there may be: so much memory would be asked for.
+            return file.read(min(os.fstat(fd).st_size, _FILE_BYTES_MAX))
     finally:
         os.close(fd)
