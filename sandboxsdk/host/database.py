@@ -49,7 +49,7 @@ class Database:
     def __init__(self, path: str | None, *, read_only: bool = False, wait: float = 30.0) -> None:
         import sqlite3
 
-        self.path = path or ":memory:"
+        self.path: str = path or ":memory:"
         self._pid = os.getpid()
         quoted = urllib.parse.quote(os.fsencode(self.path))
         where = f"file:{quoted}?mode={'ro' if read_only else 'rwc'}" if path else ":memory:"

@@ -49,7 +49,7 @@ class Opening:
         self._guard = threading.RLock()
         self._workspace: OpenWorkspace | None = None
         self._instance: Instance | None = None
-        self.unfinished = False
+        self.unfinished: bool = False
 
     def workspace(self, task: Task) -> OpenWorkspace:
         with self._guard:

@@ -1,8 +1,7 @@
 """A plan carried out below a directory descriptor.
 
-Everything below the root is taken to be hostile: names change type at any moment, and directories
-are opened again and again, never through a link or into another mount. Few descriptors are held,
-however deep and wide the tree is.
+Everything below the root is taken to be hostile: names change type at any moment. Directories are
+opened anew, never through a link or into another mount; few descriptors are held at any depth.
 """
 
 from __future__ import annotations
@@ -84,16 +83,17 @@ class Acting:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._trees, self._opener, self._owners = trees, opener, owners
-        self._spare, self._shown, self._direct = spare, shown, direct
-        self._supply, self._check = supply, check
+        self._spare, self._shown, self._direct, self._supply = spare, shown, direct, supply
+        self._check = check
         self._directories = OpenDirectories(opener, root)
-        # In the order in which they were met: each after the one that it lies in.
-        self._entered: dict[Place, _Entered] = {}
+        self._entered: dict[Place, _Entered] = {}  # Each after the one that it lies in.
         self._lot: list[Step] = []
         self._links: dict[int, list[Step]] = {}
         # Directories that were something else by now and are made anew, with all below them.
         self._lost: set[Place] = set()
-        self.written = self.removed = self.touched = 0
+        self.written: int = 0
+        self.removed: int = 0
+        self.touched: int = 0
         self.skipped: list[bytes] = []
 
     def close(self) -> None:

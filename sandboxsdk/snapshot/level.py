@@ -44,10 +44,12 @@ class Level:
     )
 
     def __init__(self, name: bytes, above: Level | None, found: os.stat_result) -> None:
-        self.name, self.above, self.found = name, above, found
+        self.name: bytes = name
+        self.above: Level | None = above
+        self.found: os.stat_result = found
         self.attributes: Attributes = ()
         self.nodes: dict[bytes, Node] = {}
-        self.marked = False
+        self.marked: bool = False
         self.depth: int = 0 if above is None else above.depth + 1
         far: bool = above is not None and above.is_far
         path = b"" if far or above is None else above.below(name)

@@ -93,7 +93,7 @@ class Measure:
         self._trees = trees
         self._known: dict[bytes, Extent] = {}
         self.linked: dict[int, Node] = {}
-        self.linked_data = 0
+        self.linked_data: int = 0
 
     @classmethod
     def whole(cls, trees: Trees, digest: bytes) -> Extent:

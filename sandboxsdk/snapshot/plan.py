@@ -26,7 +26,8 @@ class Place:
     __slots__ = ("depth", "name", "parent")
 
     def __init__(self, parent: Place | None = None, name: bytes = b"") -> None:
-        self.parent, self.name = parent, name
+        self.parent: Place | None = parent
+        self.name: bytes = name
         self.depth: int = 0 if parent is None else parent.depth + 1
 
     def path(self, name: bytes = b"") -> bytes:

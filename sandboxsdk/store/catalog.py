@@ -57,7 +57,7 @@ class Catalog:
         self._rebuilt_at: object = None
         self._local = ""
         self._file = IndexFile(files, read_only=read_only)
-        self.index = self._file.open()
+        self.index: Index = self._file.open()
 
     def close(self) -> None:
         """Let go of the index."""

@@ -65,16 +65,17 @@ class StoreFiles:
 
     def __init__(self, path: str, *, read_only: bool) -> None:
         _install_fork_hook()
-        self.path, self.read_only = path, read_only
+        self.path: str = path
+        self.read_only: bool = read_only
         self._listed: tuple[int, frozenset[str]] | None = None
         with translated("open store", path):
             if not read_only:
                 _make_directory(path)
-            self.directory = _Directory(path)
+            self.directory: _Directory = _Directory(path)
             try:
                 if not read_only:
                     _make_directory(self.shown("packs"))
-                self.packs = _Directory(self.shown("packs"))
+                self.packs: _Directory = _Directory(self.shown("packs"))
                 self._check_format()
             except BaseException:
                 self.close()
@@ -255,7 +256,7 @@ class _Directory:
 
     def __init__(self, path: str) -> None:
         try:
-            self.fd = disk.open_directory(path)
+            self.fd: int = disk.open_directory(path)
         except FileNotFoundError:
             raise NotFound(reason=f"there is no store at {path}") from None
         except OSError as error:

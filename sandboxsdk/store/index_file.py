@@ -28,7 +28,7 @@ class IndexFile:
     def __init__(self, files: StoreFiles, *, read_only: bool) -> None:
         self._files, self._read_only = files, read_only
         self._identity: Identity | None = None
-        self.path = files.shown(_INDEX)
+        self.path: str = files.shown(_INDEX)
 
     def open(self, *, held: bool = False) -> Index:
         """Open the index, make it, or do without.

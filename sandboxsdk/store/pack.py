@@ -196,10 +196,13 @@ class OpenPack:
     """
 
     def __init__(self, files: StoreFiles, pack: str, file: io.FileIO, *, fresh: bool) -> None:
-        self.pack, self.fresh, self.spoiled = pack, fresh, False
+        self.pack: str = pack
+        self.fresh: bool = fresh
+        self.spoiled: bool = False
         self._files, self._file = files, file
         self._appending = threading.Lock()
-        self.committed = self.length = os.fstat(file.fileno()).st_size
+        self.length: int = os.fstat(file.fileno()).st_size
+        self.committed: int = self.length
 
     @property
     def path(self) -> str:

@@ -31,7 +31,8 @@ class Wrong(Exception):
     """What lies at a place is not what was stored there. Fields: path, reason."""
 
     def __init__(self, path: str, reason: str) -> None:
-        self.path, self.reason = path, reason
+        self.path: str = path
+        self.reason: str = reason
         super().__init__(reason)
 
 

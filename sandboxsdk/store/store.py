@@ -46,7 +46,8 @@ class Store:
     """
 
     def __init__(self, path: str, *, read_only: bool = False) -> None:
-        self.path, self.read_only = os.path.abspath(path), read_only
+        self.path: str = os.path.abspath(path)
+        self.read_only: bool = read_only
         self._start()
 
     def _start(self) -> None:
