@@ -12,6 +12,9 @@ import sys
 from sandboxsdk import syscalls as sc
 from sandboxsdk.errors import Denied
 from sandboxsdk.snapshot import excluding, totals_of
+
+# A program has its own folder to import from, and not the checkout's.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 from tests import trees
 
 
