@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 import threading
@@ -83,9 +82,10 @@ def interrupting(number: int) -> Injection:
 
 
 def open_files() -> set[str]:
-    """Describe all descriptors of this process, but for those that come and go by themselves."""
-    # What other tests have left is closed now, and not some time later.
-    gc.collect()
+    """Describe all descriptors of this process, but for those that come and go by themselves.
+
+    Those that other tests have left may go at any time, so compare with `<=`.
+    """
     found = set()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

@@ -68,13 +68,13 @@ def test_an_error_at_any_call_loses_nothing(name, from_then_on, tmp_path, room):
             try:
                 _check_error(error, code, injected.hit, stage)
                 assert not injected.synced_again, injected.synced_again
-                assert open_files() == before
+                assert open_files() <= before
                 assert not held_locks(str(stage.home_path))
                 if error is not None:
                     failed += 1
                     assert len(told) < _ACKNOWLEDGED.get(name, 1), "what failed was acknowledged"
                 check_all(stage, Told(name, told))
-                assert open_files() == before
+                assert open_files() <= before
             except BaseException as problem:
                 shown = f"{error!r}: {error}" if error else "no error"
                 problem.add_note(

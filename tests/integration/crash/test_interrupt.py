@@ -67,7 +67,7 @@ def test_ctrl_c_at_any_call_leaves_nothing_half_made(name, tmp_path, room):
         told = _interrupted(name, stage, pressed.active())
         try:
             gc.collect()
-            assert open_files() == before
+            assert open_files() <= before
             assert not held_locks(str(stage.home_path))
             check_all(stage, told)
         except BaseException as error:
