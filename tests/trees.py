@@ -142,6 +142,8 @@ def _captured(sink: Memory, path: bytes, linked: set[int]) -> bytes:
         changes: dict[str, Any] = {}
         if node.kind == t.SYMLINK:
             changes["content"] = os.readlink(inner)
+        elif node.kind == t.FIFO:
+            changes["link"] = found.st_ino if found.st_ino in linked else 0
         elif node.kind == t.FILE:
             with open(inner, "rb") as opened:
                 made = _content(sink, opened.fileno(), found)

@@ -25,6 +25,7 @@ _VALUE_BYTES_MAX = 1024 * 1024
 # CANTOPEN, PROTOCOL, AUTH. Extended ones have them in their low byte; a read that fails or ends
 # early is the file's fault.
 _FULL = 13
+_READ_ONLY = 8
 _REFUSED = frozenset((3, 5, 6, 7, 8, 9, 10, 14, 15, 23))
 _UNREADABLE = (266, 522)
 # A connection must be neither used nor closed in a forked child: it is kept from being collected.
@@ -51,6 +52,7 @@ class Database:
 
         self.path: str = path or ":memory:"
         self._pid = os.getpid()
+        self._read_only = read_only
         quoted = urllib.parse.quote(os.fsencode(self.path))
         where = f"file:{quoted}?mode={'ro' if read_only else 'rwc'}" if path else ":memory:"
         with self._translated():
@@ -86,7 +88,10 @@ class Database:
             code = getattr(error, "sqlite_errorcode", 0)
             if code & 0xFF == _FULL:
                 raise HostFull(path=self.path, reason=str(error)) from error
-            if code & 0xFF in _REFUSED and code not in _UNREADABLE:
+            # A file that we may write, and that says of itself that nobody may, is damaged.
+            closed = self._read_only or not os.access(self.path, os.W_OK)
+            forged = code & 0xFF == _READ_ONLY and not closed
+            if code & 0xFF in _REFUSED and code not in _UNREADABLE and not forged:
                 raise HostRefused(what="use database", path=self.path, reason=str(error)) from error
             raise Corrupt(path=self.path, reason=str(error)) from error
 

@@ -117,9 +117,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(which=STORES, level=st.sampled_from(("index", "objects", "content")))
     def verify(self, which, level):
-        """Nothing is lost at any time."""
+        """Nothing that is needed is lost at any time.
+
+        An index that another one has taken the place of may name packs that gc took since.
+        """
         found = self.stores[which].verify(level)
-        assert not [problem for problem in found.problems if problem.lost]
+        lost = [problem for problem in found.problems if problem.lost]
+        assert all(p.digests and not p.digests & self.kept.keys() for p in lost)
 
     @precondition(lambda self: self.kept)
     @rule(which=STORES)
