@@ -70,7 +70,7 @@ def _incomplete(
         kept.append(("what the workspace began with", (), points.base.tree))
     for what, checkpoints, tree in kept:
         need = needs[tree]
-        missing = set() if need is None else need - store.has(need) - lost
+        missing = set() if need is None else need - store.has(need, certain=True) - lost
         if need is not None and not missing:
             continue
         reason = f"{what} is not whole: something it needs is missing"

@@ -310,6 +310,10 @@ class Catalog:
                     return True
                 self.answered(self._rebuild)
                 return True
+            if not self.index.is_sound():
+                # Its pages are damaged: what is written into them now may be missed again.
+                self._lost()
+                self.refresh(held=held)
             with self._files.hold(wait=False) if not held else contextlib.nullcontext(True) as had:
                 if had:
                     self._ensure_index()

@@ -157,6 +157,14 @@ class Index:
             raise self._corrupt("has no generation")
         return rows[0][0]
 
+    def is_sound(self) -> bool:
+        """Have SQLite look through all pages: a damaged one may miss rows without saying so."""
+        try:
+            with self._guard:
+                return self._database.query("PRAGMA integrity_check(1)") == [("ok",)]
+        except Corrupt:
+            return False
+
     # --- Looking up -------------------------------------------------------------------------------
 
     def find(self, digests: Iterable[bytes]) -> dict[bytes, Place]:
@@ -170,8 +178,13 @@ class Index:
             marks = ",".join("?" * len(batch))
             with self._guard:
                 rows = self._database.query(f"{_FIND} WHERE o.digest IN ({marks})", batch)
+            asked = set(batch)
             for row in rows:
-                places[row[0]] = self._place(row)
+                place = self._place(row)
+                if row[0] not in asked:
+                    # The key of a row is not what its place in the tree says.
+                    raise self._corrupt("answers what was not asked")
+                places[row[0]] = place
         return places
 
     def _place(self, row: Sequence[Any]) -> Place:

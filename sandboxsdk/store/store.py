@@ -105,12 +105,18 @@ class Store:
         self._here()
         return self._catalog.generation
 
-    def has(self, digests: Iterable[bytes]) -> set[bytes]:
-        """Give those that are stored, as the index says."""
+    def has(self, digests: Iterable[bytes], *, certain: bool = False) -> set[bytes]:
+        """Give those that are stored, as the index says.
+
+        Args:
+            certain: make the index anew before something counts as missing.
+        """
         self._here()
         self._refresh()
         wanted = set(digests)
         found = set(self._catalog.locate(wanted))
+        if certain and found != wanted and self._catalog.rebuild():
+            found = set(self._catalog.locate(wanted))
         if self.read_only:
             # What nobody may note down is looked for each time.
             found |= self._catalog.peek(wanted - found).keys()

@@ -143,6 +143,10 @@ class Lease:
                     self._queue.remove(leaving)
                 if self._turn is leaving:
                     self._turn = None
+            for user, reference in list(self._users.items()):
+                # Python loses an interrupt that comes while it tells us of somebody forgotten.
+                if reference() is None:
+                    self._users.pop(user, None)
             if self._turn is None:
                 if not self._users:
                     self._lock.release()

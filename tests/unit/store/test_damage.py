@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandboxsdk.errors import Corrupt
-from sandboxsdk.store import BLOB, Store
+from sandboxsdk.store import BLOB, TREE, Store
 
 from .conftest import stored
 
@@ -239,3 +240,30 @@ def test_an_object_in_two_packs_is_lost_in_neither(path, opened):
         finally:
             store.close()
         pack.write_bytes(whole)
+
+
+def test_a_flipped_bit_of_the_index_costs_nothing(tmp_path):
+    """Whichever bit of the index is wrong: everything is read exactly, nothing counts as gone."""
+    path = str(tmp_path / "store")
+    kept: dict[bytes, tuple[int, bytes]] = {}
+    with contextlib.closing(Store(path)) as store:
+        for turn in range(3):
+            with store.writing() as writer:
+                for number in range(10):
+                    kind, data = (BLOB, TREE)[number % 2], b"%d %d" % (turn, number) * (number + 1)
+                    kept[writer.add(kind, data)] = kind, data
+                writer.commit()
+    index = tmp_path / "store" / "index.sqlite"
+    whole = index.read_bytes()
+    used = [at for at, byte in enumerate(whole) if byte]
+    for turn, at in enumerate(used[::3]):
+        for left in tmp_path.glob("store/index.sqlite*"):
+            left.unlink()
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << turn % 8
+        index.write_bytes(damaged)
+        with contextlib.closing(Store(path)) as store:
+            for wanted in (BLOB, TREE):
+                some = {digest: data for digest, (kind, data) in kept.items() if kind == wanted}
+                assert dict(store.read_many(wanted, some)) == some, at
+            assert store.has(kept, certain=True) == kept.keys(), at
