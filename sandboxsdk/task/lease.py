@@ -39,9 +39,10 @@ class Lease:
         # Held for moments only. Neither it nor what follows is a Condition or the like: an
         # exception in the middle of these leaves them locked.
         self._guard = threading.RLock()
-        # Whose turn it is to ask the kernel, and who comes after.
-        self._turn: _Turn | None = None
-        self._queue: list[_Turn] = []
+        # Whose turn it is to ask the kernel, and who comes after. Weak: who is interrupted in the
+        # very end of its turn is noticed when it is forgotten, or by who comes next.
+        self._turn: weakref.ref[_Turn] | None = None
+        self._queue: list[weakref.ref[_Turn]] = []
 
     @property
     def descriptor(self) -> int:
@@ -77,23 +78,24 @@ class Lease:
         deadline = clock.monotonic() + timeout
         turn = _Turn()
         try:
-            self._queue.append(turn)
-            self._settle()
-            if not turn.gate.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
-                raise self._locked()
-            if alone and self._users:
-                raise Denied(
-                    path=self._task,
-                    reason="the task is in use in this process",
-                    hint="leave the with block of its Sandbox or Session first",
-                )
-            if not self._users:
-                self._ask(max(deadline - clock.monotonic(), 0))
-                if note:
-                    self._write_note(agent)
-            self._add(user)
+            with turn.staying:
+                self._queue.append(weakref.ref(turn, self._turn_forgotten))
+                self._settle()
+                if not turn.gate.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
+                    raise self._locked()
+                if alone and self._users:
+                    raise Denied(
+                        path=self._task,
+                        reason="the task is in use in this process",
+                        hint="leave the with block of its Sandbox or Session first",
+                    )
+                if not self._users:
+                    self._ask(max(deadline - clock.monotonic(), 0))
+                    if note:
+                        self._write_note(agent)
+                self._add(user)
         finally:
-            self._leave(turn)
+            self._settle()
 
     def take_unborn(self, user: object, making: str) -> None:
         """Hold a task that is still being made in the directory `making`, before anybody can see
@@ -120,29 +122,30 @@ class Lease:
         self._settle()
 
     def _forgotten(self, user: int, _reference: object) -> None:
-        # Called by the garbage collector, in the middle of anything: it must not wait.
         self._users.pop(user, None)
+        self._settle_later()
+
+    def _turn_forgotten(self, _reference: object) -> None:
+        self._settle_later()
+
+    def _settle_later(self) -> None:
+        """Bring everything in line now or, if somebody is at it, leave that to them: called by the
+        garbage collector, in the middle of anything, this must not wait.
+        """
         if not sys.is_finalizing() and self._guard.acquire(blocking=False):
             try:
                 self._settle()
             finally:
                 self._guard.release()
 
-    def _leave(self, turn: _Turn) -> None:
-        try:
-            self._settle(turn)
-        except BaseException:
-            self._settle(turn)
-            raise
-
-    def _settle(self, leaving: _Turn | None = None) -> None:
+    def _settle(self) -> None:
         """Bring everything in line with who holds and who waits; doing it twice does no harm."""
         with self._guard:
-            if leaving is not None:
-                if leaving in self._queue:
-                    self._queue.remove(leaving)
-                if self._turn is leaving:
-                    self._turn = None
+            for waiting in list(self._queue):
+                if _is_over(waiting):
+                    self._queue.remove(waiting)
+            if self._turn is not None and _is_over(self._turn):
+                self._turn = None
             for user, reference in list(self._users.items()):
                 # Python loses an interrupt that comes while it tells us of somebody forgotten.
                 if reference() is None:
@@ -152,10 +155,11 @@ class Lease:
                     self._lock.release()
                 if self._queue:
                     self._turn = self._queue[0]
-            if self._turn is not None and not self._turn.called:
+            turn = None if self._turn is None else self._turn()
+            if turn is not None and not turn.called:
                 if self._turn in self._queue:
                     self._queue.remove(self._turn)
-                self._turn.call()
+                turn.call()
 
     def _ask(self, timeout: float) -> None:
         try:
@@ -201,17 +205,29 @@ class Lease:
 
 
 class _Turn:
-    """One thread's place in the queue: a gate that it waits at until it is called."""
+    """One thread's place in the queue: a gate that it waits at until it is called.
+
+    Attributes:
+        called: whether it was.
+        staying: held while it wants the place. A lock, because leaving a block of one is the only
+            thing that no exception can come before.
+    """
 
     def __init__(self) -> None:
         self.gate = threading.Lock()
         self.gate.acquire()
         self.called = False
+        self.staying = threading.Lock()
 
     def call(self) -> None:
         with contextlib.suppress(RuntimeError):  # opened by a call that was interrupted
             self.gate.release()
         self.called = True
+
+
+def _is_over(reference: weakref.ref[_Turn]) -> bool:
+    turn = reference()
+    return turn is None or not turn.staying.locked()
 
 
 def lease_of(directory: str, task: str) -> Lease:
