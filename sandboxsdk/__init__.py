@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .errors import (
         AmbiguousId,
+        ApplyConflict,
         BoxBusy,
         BoxLost,
         CapabilityError,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         SandboxError,
         TaskLocked,
         TaskNotFound,
+        TransitionRefused,
         Unavailable,
         UsageError,
         WaitTimeout,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AmbiguousId",
+    "ApplyConflict",
     "BoxBusy",
     "BoxLost",
     "CapabilityError",
@@ -97,6 +100,7 @@ __all__ = [
     "Task",
     "TaskLocked",
     "TaskNotFound",
+    "TransitionRefused",
     "Unavailable",
     "UsageError",
     "WaitTimeout",

@@ -11,6 +11,7 @@ import pickle
 from typing import Any, ClassVar, Self, final
 
 _SHOWN_LENGTH_MAX = 2_000
+_PATHS_SHOWN_MAX = 20
 
 
 class SandboxError(Exception):
@@ -263,6 +264,37 @@ class FileConflict(Conflict, FileExistsError):
 
     def __str__(self) -> str:
         return SandboxError.__str__(self)
+
+
+@final
+class ApplyConflict(Conflict):
+    """What a task changed, the directory has otherwise by now; nothing was written. Fields: to,
+    paths.
+    """
+
+    code = "apply_conflict"
+    hint = (
+        "merge these by hand (task.patch() shows the changes), or pass force=True: what it replaces"
+        " is kept as a checkpoint"
+    )
+
+    def __str__(self) -> str:
+        paths = [_shown(path, lines=False) for path in self.fields.get("paths", ())]
+        where = _shown(self.fields.get("to", "the directory"), lines=False)
+        text = f"{where} was changed since at {len(paths):,} of the paths that the task changed: "
+        text += ", ".join(paths[:_PATHS_SHOWN_MAX])
+        if len(paths) > _PATHS_SHOWN_MAX:
+            text += f" and {len(paths) - _PATHS_SHOWN_MAX:,} more"
+        return f"{text}\n  hint: {_escaped(self.hint)}" if self.hint else text
+
+
+@final
+class TransitionRefused(Conflict):
+    """A task cannot go from its state to that one. Fields: task, status, wanted."""
+
+    code = "transition_refused"
+    hint = "see task.status; a task that has ended stays so"
+    message = "task {task} is {status} and cannot become {wanted}"
 
 
 @final

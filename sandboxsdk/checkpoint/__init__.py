@@ -8,7 +8,19 @@ there only after all that it needs is on disk; a restore is in the journal befor
 touched, until the last one is; what a restore replaces is kept as a checkpoint unless asked not to.
 """
 
+from .applying import Asked, apply, undo
+from .bundle import read_bundle, write_bundle
 from .checkpoint import Checkpoint
-from .history import History, Place
+from .history import History
+from .restoring import Place
 
-__all__ = ["Checkpoint", "History", "Place"]
+__all__ = [
+    "Asked",
+    "Checkpoint",
+    "History",
+    "Place",
+    "apply",
+    "read_bundle",
+    "undo",
+    "write_bundle",
+]

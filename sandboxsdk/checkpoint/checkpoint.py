@@ -93,6 +93,11 @@ class Checkpoint:
     def record(self) -> CheckpointRecord:
         return self._record
 
+    @property
+    def history(self) -> History:
+        """The history that it belongs to: for the rooms above, not for users."""
+        return self._history
+
     def __enter__(self) -> Self:
         if self._roll_back is None:
             hint = 'write `with box.checkpoint("before the risky part"):`'

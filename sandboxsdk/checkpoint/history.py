@@ -5,16 +5,17 @@ from __future__ import annotations
 import builtins
 import functools
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Concatenate, ParamSpec, TypeVar, final
 
 import msgspec
 
-from sandboxsdk import clock
+from sandboxsdk import clock, ids
 from sandboxsdk.codec import to_builtins
 from sandboxsdk.errors import (
     CapabilityError,
+    CheckpointNotFound,
     Conflict,
     FileConflict,
     NotFound,
@@ -32,7 +33,6 @@ from sandboxsdk.model import (
     RESTORED,
     RESTORING,
     TAGGED,
-    Beginning,
     Change,
     CheckpointRecord,
     Points,
@@ -47,32 +47,19 @@ from sandboxsdk.snapshot import (
     Progress,
     Scratch,
     compare_trees,
-    restore_in_place,
 )
 from sandboxsdk.store import Store, Writer
-from sandboxsdk.workspace import OpenWorkspace, Scan
+from sandboxsdk.workspace import OpenWorkspace
 
-from .checkpoint import Checkpoint, owners_of
+from .checkpoint import Checkpoint
+from .patch import make_patch
+from .presence import Present, look
 from .recording import beginning_of, find_record, merge_over, record_of
+from .restoring import Place, restore_files
 
-_PREFIX_LENGTH_MIN = 4
 Hold = Callable[[], AbstractContextManager[object]]
-Owners = Callable[[int, int], tuple[int, int]]
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where files are restored.
-
-    Attributes:
-        mounted: descriptor of the workspace as an open box has it.
-        owners: gives the ids to set through it so that on disk they are those given; None where
-            no owner can be set.
-    """
-
-    mounted: int
-    owners: Owners | None = None
 
 
 def _alone(method: Callable[Concatenate[History, P], T]) -> Callable[Concatenate[History, P], T]:
@@ -93,6 +80,9 @@ class History:
     Args:
         workspace: gives the files of the task.
         hold: holds the task for a block, for what is called without holding it already.
+        family: id that all tasks have in common which were forked from each other.
+        relatives: gives the histories of those.
+        still: makes all that this process runs on the files stand still for a block.
     """
 
     def __init__(
@@ -103,12 +93,18 @@ class History:
         task: str,
         workspace: Callable[[], OpenWorkspace],
         hold: Hold,
+        family: str,
+        relatives: Callable[[], Iterable[History]],
+        still: Hold = nullcontext,
     ) -> None:
         self._home = home
-        self._task = task
+        self.task: str = task
+        self.family: str = family
+        self._relatives = relatives
         self._journal = Journal(os.path.join(directory, FILE))
         self._workspace = workspace
         self.hold = hold
+        self.still = still
 
     @property
     def store(self) -> Store:
@@ -141,7 +137,7 @@ class History:
         try:
             entries = self._journal.entries()
         except NotFound:
-            raise TaskNotFound(wanted=self._task, home=self._home.path) from None
+            raise TaskNotFound(wanted=self.task, home=self._home.path) from None
         return fold_points(entries, path=self._journal.path)
 
     def list(self) -> list[Checkpoint]:
@@ -155,15 +151,34 @@ class History:
         Raises:
             CheckpointNotFound: there is none.
             AmbiguousId: several ids begin so.
-            UsageError: it is a checkpoint of another task, or no checkpoint at all.
+            UsageError: it is a checkpoint of a task that was not forked from the same one, or no
+                checkpoint at all.
         """
         if isinstance(wanted, Checkpoint):
-            if wanted.task != self._task:
-                hint = f"this is task {self._task}: see task.checkpoints()"
-                reason = f"belongs to task {wanted.task}"
-                raise UsageError(what="checkpoint", value=wanted.id, reason=reason, hint=hint)
+            if wanted.task != self.task:
+                return self._related(wanted)
             wanted = wanted.id
-        return self._wrapped(find_record(points or self.points(), wanted, self._task))
+        try:
+            return self._wrapped(find_record(points or self.points(), wanted, self.task))
+        except CheckpointNotFound:
+            # Of the family only by the whole id: names and tags are each task's own.
+            if ids.is_id(wanted):
+                for relative in self._relatives():
+                    with suppress(SandboxError):
+                        if wanted in relative.points().records:
+                            return relative.find(wanted)
+            raise
+
+    def _related(self, wanted: Checkpoint) -> Checkpoint:
+        """Give a checkpoint of another task, if that is of the family and still there."""
+        if wanted.history.family != self.family:
+            hint = f"this is task {self.task}: see task.checkpoints()"
+            reason = f"belongs to task {wanted.task}, and neither was forked from the other"
+            raise UsageError(what="checkpoint", value=wanted.id, reason=reason, hint=hint)
+        try:
+            return wanted.history.find(wanted.id)
+        except TaskNotFound:
+            raise CheckpointNotFound(wanted=wanted.id, task=wanted.task) from None
 
     @_alone
     def begin(self) -> None:
@@ -189,7 +204,7 @@ class History:
         *,
         description: str = "",
         labels: Mapping[str, str] | None = None,
-        still: Callable[[], AbstractContextManager[object]] = nullcontext,
+        still: Callable[[], AbstractContextManager[object]] | None = None,
         busy: Callable[[], bool] = lambda: False,
         progress: Progress | None = None,
         roll_back: Callable[[Checkpoint], RestoreReport] | None = None,
@@ -209,34 +224,66 @@ class History:
         name = None if name is None else check_name(name, what="name")
         description, labels = check_description(description), check_labels(labels)
         points = self.points()
-        workspace = self._workspace()
-        scans: builtins.list[Scan] = []
         with self.store.writing() as writer:
-            base, is_new = self._base(workspace, points, writer, scans, progress)
-            merge = None if base is None else merge_over(writer, base)
-            with still():
-                scan = workspace.capture(writer, self.store, merge, progress, mapped=busy())
-            scans.append(scan)
-            added = writer.commit()
-            if base is None:
-                # What a directory held before its first checkpoint, nobody kept.
-                base, is_new = beginning_of(scan.captured), True
-            if is_new:
-                self._journal.append(BASE, to_builtins(base))
+            present = self.present(writer, points, still=still, busy=busy, progress=progress)
             record = record_of(
-                self._task,
-                scan.captured,
+                self.task,
+                present.captured,
                 name=name,
                 parent=points.head,
                 description=description,
                 labels=labels,
-                added=added,
+                added=present.added,
                 began=began,
             )
-            self._journal.append(CHECKPOINT, to_builtins(record), sync=True)
-        for done in scans:
-            done.remember()
+            self.note(CHECKPOINT, record)
+        present.remember()
         return Checkpoint(record, self, roll_back=roll_back)
+
+    def note(self, kind: str, about: msgspec.Struct) -> None:
+        """Write an entry into the journal; it is on disk when this returns."""
+        self._journal.append(kind, to_builtins(about), sync=True)
+
+    def present(
+        self,
+        writer: Writer,
+        points: Points,
+        *,
+        still: Callable[[], AbstractContextManager[object]] | None = None,
+        busy: Callable[[], bool] = lambda: False,
+        progress: Progress | None = None,
+    ) -> Present:
+        """Store what the files are now and what they began with, and say of the latter in the
+        journal if nothing did. What this gives is in no journal yet, so it is kept only by the
+        block of `writer`.
+
+        Raises:
+            Denied, HostFull, HostRefused: as `take`.
+        """
+        present = look(
+            self._workspace(),
+            self.store,
+            writer,
+            points,
+            still=still or self.still,
+            busy=busy,
+            progress=progress,
+        )
+        if present.base_is_new:
+            self._journal.append(BASE, to_builtins(present.base))
+        return present
+
+    def check_settled(self, points: Points) -> None:
+        """Refuse where a crash has left the files between two states.
+
+        Raises:
+            Conflict: a restore was interrupted and is not finished.
+        """
+        if points.restoring is not None and not points.placed:
+            raise Conflict(
+                reason=f"a restore of task {self.task} was interrupted and is not finished",
+                hint="enter it once, `with Sandbox(task) as box: box.diff()`: that finishes it",
+            )
 
     @_alone
     def restore(
@@ -283,46 +330,38 @@ class History:
             checkpoint=reached,
             saved=None if saved is None else saved.id,
             uid=target.record.uid,
+            foreign=target.task != self.task,
         )
         return self._restore(plan, place, began, current=saved)
 
     @_alone
-    def finish(self, place: Place) -> RestoreReport | None:
-        """End a restore that a crash or a full disk has interrupted; None if there is none."""
-        plan = self.points().restoring
-        if plan is None:
+    def finish(self, place: Place, *, only_placed: bool = False) -> RestoreReport | None:
+        """Put the files of a fork or an import into their place, or end a restore that a crash or a
+        full disk has interrupted; None if there is nothing to do.
+        """
+        points = self.points()
+        plan = points.restoring
+        if plan is None or (only_placed and not points.placed):
             return None
         return self._restore(plan, place, clock.monotonic(), current=None)
 
     def _restore(
         self, plan: Restoring, place: Place, began: float, *, current: Checkpoint | None
     ) -> RestoreReport:
-        workspace = self._workspace()
-        scratch = Scratch(self.store)
-        if current is None or workspace.layered:
-            present = self._present(workspace, scratch)
-        else:
-            present = bytes.fromhex(current.tree)
-        owners = owners_of(plan.uid)
-        if owners is not None and workspace.layered:
-            owners = place.owners
 
         def begun() -> None:
             if self.points().restoring != plan:
-                self._journal.append(RESTORING, to_builtins(plan), sync=True)
+                self.note(RESTORING, plan)
 
         try:
-            with workspace.restoring(place.mounted) as root:
-                done = restore_in_place(
-                    scratch,
-                    root,
-                    current=present,
-                    target=bytes.fromhex(plan.tree),
-                    owners=owners,
-                    spare=workspace.spared,
-                    shown="/workspace/",
-                    begun=begun,
-                )
+            done = restore_files(
+                self._workspace(),
+                self.store,
+                plan,
+                place,
+                current=None if current is None else current.tree,
+                begun=begun,
+            )
         except FileConflict as error:
             # Trying again would end in the same, and until it does nothing could use the box.
             self._journal.append(GIVEN_UP, {"reason": str(error)}, sync=True)
@@ -350,24 +389,54 @@ class History:
             CapabilityError: nobody knows the beginning.
             Conflict: "now" is asked for in the middle of a restore.
         """
-        workspace = self._workspace()
         points = self.points()
-        if b is None and points.restoring is not None:
-            raise Conflict(
-                reason=f"a restore of task {self._task} was interrupted and is not finished",
-                hint="enter it once, `with Sandbox(task) as box: box.diff()`: that finishes it",
-            )
-        if a is None and b is None:
-            told = workspace.diff()
+        if b is None:
+            self.check_settled(points)
+        if a is None and b is None and not points.placed:
+            told = self._workspace().diff()
             if told is not None:
                 return told
+        scratch = Scratch(self.store)
+        return compare_trees(scratch, *self._ends(points, scratch, a, b))
+
+    def patch(self, a: Checkpoint | str | None, b: Checkpoint | str | None) -> str:
+        """Give what changed from a to b as a patch for git; raises as `diff`, and LimitExceeded if
+        it does not fit into memory.
+        """
+        points = self.points()
+        if b is not None:
+            scratch = Scratch(self.store)
+            return make_patch(scratch, *self._ends(points, scratch, a, b))
+        if a is None and points.base is None and not self.knows_beginning:
+            self._beginning_of(points)
+        # The contents of what is there now are read from the store too: they go there first.
+        with self.alone(), self.store.writing() as writer:
+            self.check_settled(points)
+            present = self.present(writer, points)
+            old = present.base.tree if a is None else self.find(a, points).tree
+            made = make_patch(self.store, bytes.fromhex(old), present.captured.tree)
+        present.remember()
+        return made
+
+    def _ends(
+        self,
+        points: Points,
+        scratch: Scratch,
+        a: Checkpoint | str | None,
+        b: Checkpoint | str | None,
+    ) -> tuple[bytes, bytes]:
+        """Give the trees of two points."""
         old = self._beginning_of(points) if a is None else self.find(a, points).tree
         if b is not None:
-            return compare_trees(self.store, bytes.fromhex(old), bytes.fromhex(self.find(b).tree))
-        scratch = Scratch(self.store)
-        merge = None if points.base is None else merge_over(scratch, points.base)
-        now = workspace.capture(scratch, self.store, merge, None).captured.tree
-        return compare_trees(scratch, bytes.fromhex(old), now)
+            new = self.find(b, points).tree
+        elif points.placed and points.restoring is not None:
+            new = points.restoring.tree
+        else:
+            merge = None if points.base is None else merge_over(scratch, points.base)
+            with self.still():
+                scan = self._workspace().capture(scratch, self.store, merge, None)
+            new = scan.captured.tree.hex()
+        return bytes.fromhex(old), bytes.fromhex(new)
 
     @_alone
     def tag(self, checkpoint: Checkpoint, name: str) -> None:
@@ -387,33 +456,11 @@ class History:
     def _wrapped(self, record: CheckpointRecord) -> Checkpoint:
         return Checkpoint(record, self)
 
-    def _base(
-        self,
-        workspace: OpenWorkspace,
-        points: Points,
-        writer: Writer,
-        scans: builtins.list[Scan],
-        progress: Progress | None,
-    ) -> tuple[Beginning | None, bool]:
-        """Give what the workspace began with, captured now if it is needed for the first time."""
-        if points.base is not None:
-            return points.base, False
-        scan = workspace.capture_beginning(writer, self.store, progress)
-        if scan is None:
-            return None, False
-        scans.append(scan)
-        return beginning_of(scan.captured), True
-
-    def _present(self, workspace: OpenWorkspace, scratch: Scratch) -> bytes:
-        """Give the tree of what lies there now, the user's own directory looked at anew: a restore
-        must find what differs, whoever changed it.
-        """
-        merge = None
-        if workspace.layered:
-            base = workspace.capture_beginning(scratch, self.store, None)
-            assert base is not None
-            merge = merge_over(scratch, beginning_of(base.captured))
-        return workspace.capture(scratch, self.store, merge, None, unlock=True).captured.tree
+    @property
+    def knows_beginning(self) -> bool:
+        """Whether it can be found out what the workspace began with, if nothing says it."""
+        workspace = self._workspace()
+        return workspace.begins or workspace.layered
 
     def _beginning_of(self, points: Points) -> str:
         if points.base is None:

@@ -42,7 +42,9 @@ def find_record(points: Points, wanted: Any, task: str) -> CheckpointRecord:
 def beginning_of(captured: Captured) -> Beginning:
     """Give what a workspace began with, as the journal holds it."""
     totals = captured.totals
-    return Beginning(tree=captured.tree.hex(), files=totals.files, bytes=totals.bytes)
+    return Beginning(
+        tree=captured.tree.hex(), files=totals.files, bytes=totals.bytes, moved=captured.moved
+    )
 
 
 def merge_over(reader: Writer | Scratch, base: Beginning) -> Merge:

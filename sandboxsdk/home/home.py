@@ -280,9 +280,9 @@ class Home:
             hint = "open it without read_only"
             raise Denied(path=self.path, reason="the home is open to be read only", hint=hint)
 
-    def task_ids(self) -> list[str]:
-        """Give the ids of all lasting tasks, sorted."""
-        return sorted(ids_in(self.path, "tasks"))
+    def task_ids(self, *, throwaway: bool = False) -> list[str]:
+        """Give the ids of all lasting tasks, or of all throwaway ones, sorted."""
+        return sorted(ids_in(self.path, "throwaway" if throwaway else "tasks"))
 
     def discard(self, directory: str) -> None:
         """Delete a task's directory: first out of sight in one step, then bit by bit."""

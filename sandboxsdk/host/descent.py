@@ -150,7 +150,15 @@ class Cursor:
             raise
 
     def close(self) -> None:
-        os.close(self.fd)
+        self._go(-1)
+
+    def _go(self, fd: int) -> None:
+        """Be at another directory. Said before the old one is closed: an interrupt in between must
+        not have it closed twice.
+        """
+        old, self.fd = self.fd, fd
+        if old >= 0:
+            os.close(old)
 
     def _unlock(self, fd: int) -> None:
         """Give the owner full rights over a directory to be emptied; /proc reaches mode 000 too."""
@@ -179,15 +187,13 @@ class Cursor:
         except BaseException:
             os.close(below)
             raise
-        os.close(self.fd)
-        self.fd = below
+        self._go(below)
 
     def leave(self) -> bytes:
         """Go back to the directory that `enter` came from, and no other; gives the name left."""
         name, identity = self._trail.pop()
         above = self._above(identity)
-        os.close(self.fd)
-        self.fd = above
+        self._go(above)
         return name
 
     def _above(self, identity: tuple[int, int]) -> int:

@@ -4,23 +4,40 @@ Pure: nothing here opens a file, asks the time or starts anything. A value that 
 """
 
 from .checks import check_description, check_labels
+from .held import HELD_PATHS, HeldPath, check_allow, is_allowed, is_held
+from .lifecycle import TRANSITIONS, after, may_become
 from .points import (
+    APPLIED,
+    APPLYING,
     BASE,
     CHECKPOINT,
     DELETED,
     GIVEN_UP,
+    IMPORTED,
+    KEPT,
+    PLACED,
     RESTORED,
     RESTORING,
     TAGGED,
+    Applying,
     Beginning,
     CheckpointRecord,
     CheckpointStats,
+    MovedSince,
     Points,
     Restoring,
     fold_points,
 )
-from .records import SCHEMA_VERSION, HolderRecord, Status, TaskRecord
-from .reports import GcReport, HomeStats, Level, Problem, RestoreReport, VerifyReport
+from .records import SCHEMA_VERSION, HolderRecord, Imported, Status, TaskRecord
+from .reports import (
+    ApplyReport,
+    GcReport,
+    HomeStats,
+    Level,
+    Problem,
+    RestoreReport,
+    VerifyReport,
+)
 from .results import (
     Change,
     ChangeKind,
@@ -52,14 +69,23 @@ from .settings import (
 from .view import Place, View
 
 __all__ = [
+    "APPLIED",
+    "APPLYING",
     "BASE",
     "CHECKPOINT",
     "DELETED",
     "GIVEN_UP",
+    "HELD_PATHS",
+    "IMPORTED",
+    "KEPT",
+    "PLACED",
     "RESTORED",
     "RESTORING",
     "SCHEMA_VERSION",
     "TAGGED",
+    "TRANSITIONS",
+    "ApplyReport",
+    "Applying",
     "Beginning",
     "Change",
     "ChangeKind",
@@ -71,13 +97,16 @@ __all__ = [
     "FileStat",
     "Finding",
     "GcReport",
+    "HeldPath",
     "HolderRecord",
     "HomeStats",
     "Image",
+    "Imported",
     "Level",
     "LimitState",
     "Limits",
     "Mount",
+    "MovedSince",
     "Network",
     "Place",
     "Points",
@@ -94,6 +123,8 @@ __all__ = [
     "VerifyReport",
     "View",
     "Workspace",
+    "after",
+    "check_allow",
     "check_choice",
     "check_description",
     "check_env",
@@ -103,4 +134,7 @@ __all__ = [
     "check_one",
     "check_path",
     "fold_points",
+    "is_allowed",
+    "is_held",
+    "may_become",
 ]

@@ -56,17 +56,33 @@ class CheckpointRecord(msgspec.Struct, frozen=True, kw_only=True):
     changed: tuple[str, ...] = ()
 
 
+class MovedSince(msgspec.Struct, frozen=True, kw_only=True):
+    """What is younger in a directory than a moment.
+
+    Attributes:
+        entries: files, links and FIFOs.
+        directories: with their inode and whether their list of names is younger too.
+        more: there are more than are told.
+    """
+
+    entries: tuple[str, ...] = ()
+    directories: tuple[tuple[str, int, bool], ...] = ()
+    more: bool = False
+
+
 class Beginning(msgspec.Struct, frozen=True, kw_only=True):
     """What a workspace began with.
 
     Attributes:
         tree: digest of the root directory, in hexadecimal.
         files, bytes: regular files in it, and bytes of their contents.
+        moved: what the user changed after the task was made and before this was captured.
     """
 
     tree: str
     files: int = 0
     bytes: int = 0
+    moved: MovedSince = MovedSince()
 
 
 class Restoring(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,12 +93,35 @@ class Restoring(msgspec.Struct, frozen=True, kw_only=True):
         tree: digest of the root directory wanted, in hexadecimal.
         saved: checkpoint of the state that is replaced, if it was kept.
         uid: who captured the tree; root's captures know owners.
+        foreign: the checkpoint belongs to another task of the family.
     """
 
     tree: str
     checkpoint: str | None = None
     saved: str | None = None
     uid: int = 0
+    foreign: bool = False
+
+
+class Applying(msgspec.Struct, frozen=True, kw_only=True):
+    """An application of a task's changes to a directory. All trees in hexadecimal.
+
+    Attributes:
+        to: absolute path of the directory.
+        before: what it held, as far as undoing goes.
+        after: what it holds when all is done.
+        known: what it is known to hold of the task's beginning and its changes before.
+        expected: the same, when all is done.
+        saved: id of the checkpoint that keeps what was replaced.
+    """
+
+    id: str
+    to: str
+    before: str
+    after: str
+    known: str
+    expected: str
+    saved: str
 
 
 class Fact(Protocol):
@@ -104,6 +143,10 @@ class Points:
         head: id of the checkpoint that the files come from; None is the beginning.
         base: what the workspace began with; None while nobody needed it.
         restoring: a restore that was begun and not ended.
+        placed: it is no restore: a fork or an import begins with these files, and they are put into
+            their place when it is first used.
+        applying: applications that were begun and not ended, by the directory that they were to.
+        applied: the last application that ended, by the directory that it was to.
     """
 
     def __init__(self) -> None:
@@ -112,6 +155,9 @@ class Points:
         self.head: str | None = None
         self.base: Beginning | None = None
         self.restoring: Restoring | None = None
+        self.placed: bool = False
+        self.applying: dict[str, Applying] = {}
+        self.applied: dict[str, Applying] = {}
 
     def roots(self) -> set[str]:
         """Give the digests of all trees that must be kept."""
@@ -120,6 +166,8 @@ class Points:
             kept.add(self.base.tree)
         if self.restoring is not None:
             kept.add(self.restoring.tree)
+        for one in (*self.applied.values(), *self.applying.values()):
+            kept.update((one.before, one.after, one.known, one.expected))
         return kept
 
 
@@ -130,6 +178,11 @@ BASE = "base"
 RESTORING = "restoring"
 RESTORED = "restored"
 GIVEN_UP = "restore-given-up"
+PLACED = "placed"
+KEPT = "kept"
+APPLYING = "applying"
+APPLIED = "applied"
+IMPORTED = "imported"
 
 
 def fold_points(entries: Iterable[Fact], *, path: str) -> Points:
@@ -152,12 +205,29 @@ def fold_points(entries: Iterable[Fact], *, path: str) -> Points:
             points.base = to_struct(entry.data, Beginning, path=path)
         elif entry.kind == RESTORING:
             points.restoring = to_struct(entry.data, Restoring, path=path)
+            points.placed = False
+        elif entry.kind == PLACED:
+            points.restoring = to_struct(entry.data, Restoring, path=path)
+            points.placed, points.head = True, points.restoring.checkpoint
         elif entry.kind == RESTORED and points.restoring is not None:
-            wanted = points.restoring.checkpoint
-            points.head = wanted if wanted in points.records else None
-            points.restoring = None
+            wanted, foreign = points.restoring.checkpoint, points.restoring.foreign
+            points.head = wanted if foreign or wanted in points.records else None
+            points.restoring, points.placed = None, False
         elif entry.kind == GIVEN_UP:
-            points.restoring = None
+            points.restoring, points.placed = None, False
+        elif entry.kind == IMPORTED:
+            # What was applied to directories of another machine says nothing of this one's.
+            points.applied, points.applying = {}, {}
+        elif entry.kind == KEPT:
+            record = to_struct(entry.data, CheckpointRecord, path=path)
+            points.records[record.id] = record
+        elif entry.kind == APPLYING:
+            begun = to_struct(entry.data, Applying, path=path)
+            points.applying[begun.to] = begun
+        elif entry.kind == APPLIED:
+            ended = to_struct(entry.data, Applying, path=path)
+            points.applying.pop(ended.to, None)
+            points.applied[ended.to] = ended
     return points
 
 

@@ -25,6 +25,8 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
         created_at: UTC nanoseconds; the base may have changed since.
         lock: "exclusive" is one writer at a time.
         parent: id of the task that this one was made from or belongs to.
+        family: id of the first task of those that were forked from each other; None is this one.
+        target: directory that `apply` writes to where the workspace does not say it.
     """
 
     id: str
@@ -34,10 +36,24 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int = 0
     labels: dict[str, str] = {}
     parent: str | None = None
+    family: str | None = None
+    target: str | None = None
     lock: Literal["exclusive", "collaborative"] = "exclusive"
     workspace: Workspace = Workspace()
     spec: Spec = Spec()
     schema: int = SCHEMA_VERSION
+
+
+class Imported(msgspec.Struct, frozen=True, kw_only=True):
+    """That a task came from a file, and where its files lie now: it is the same task elsewhere.
+
+    Attributes:
+        source: absolute path of the directory that it worked on where it came from.
+    """
+
+    workspace: Workspace
+    spec: Spec = Spec()
+    source: str | None = None
 
 
 class HolderRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
+from sandboxsdk.errors import UsageError
 from sandboxsdk.units import format_seconds, format_size
+
+from .results import Change
+
+_SHOWN_MAX = 20
 
 Level = Literal["index", "objects", "content"]
 
@@ -160,3 +166,65 @@ class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
         if self.skipped:
             text += f"; not restored: {', '.join(shown_path(path) for path in self.skipped)}"
         return text
+
+
+class ApplyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What an application of a task's changes did to a directory.
+
+    Attributes:
+        id: of this application.
+        to: absolute path of the directory.
+        changes: to the directory, in the order of paths; those it had already are not among them.
+        held: paths that were held back, because they make a directory run code on the host.
+        overridden: paths at which `force` overrode a conflict.
+        skipped: paths that cannot be made: sockets, devices.
+        saved: id of the checkpoint that keeps what was there before; None if nothing was written.
+        undoing: how `undo` does it.
+    """
+
+    id: str
+    to: str
+    changes: tuple[Change, ...] = ()
+    held: tuple[str, ...] = ()
+    overridden: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    saved: str | None = None
+    seconds: float = 0.0
+    undoing: Callable[[], ApplyReport] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether all changes of the task are in the directory now."""
+        return not self.held and not self.skipped
+
+    def undo(self) -> ApplyReport:
+        """Take it back: the directory gets what it had at these paths, whatever else changed.
+
+        Raises:
+            ApplyConflict: some were changed since; nothing was written.
+            Conflict: it is not the last application to this directory.
+            UsageError: the report was stored and read again; use the task's checkpoint.
+        """
+        if self.undoing is None:
+            hint = f"task.checkpoint_by({self.saved!r}) has what was there before"
+            reason = "knows no task any more"
+            raise UsageError(what="report", value=self.id, reason=reason, hint=hint)
+        return self.undoing()
+
+    def __str__(self) -> str:
+        head = f"applied {len(self.changes):,} changes to {shown_path(self.to)}"
+        head += f" in {format_seconds(self.seconds)}"
+        if self.saved is not None:
+            head += f"; what was there is checkpoint {self.saved}"
+        lines = [head]
+        lines += [f"  {change}" for change in self.changes[:_SHOWN_MAX]]
+        if len(self.changes) > _SHOWN_MAX:
+            lines.append(f"  and {len(self.changes) - _SHOWN_MAX:,} more")
+        for what, paths in (
+            ("held back, they run code on the host (allow= lets them through)", self.held),
+            ("overridden", self.overridden),
+            ("not made", self.skipped),
+        ):
+            if paths:
+                lines.append(f"  {what}: {', '.join(shown_path(path) for path in paths)}")
+        return "\n".join(lines)

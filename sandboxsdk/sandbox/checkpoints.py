@@ -5,7 +5,7 @@ while they are replaced.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from sandboxsdk import clock
@@ -13,9 +13,7 @@ from sandboxsdk.checkpoint import Checkpoint, Place
 from sandboxsdk.errors import BoxBusy
 from sandboxsdk.model import RestoreReport
 from sandboxsdk.runtime import Instance
-from sandboxsdk.task import Task
-
-from .claim import running_on
+from sandboxsdk.task import Task, running_on, still
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 _PROGRESS_SECONDS = 0.2
@@ -40,7 +38,6 @@ def take(
         name,
         description=description,
         labels=labels,
-        still=lambda: _still(task),
         busy=lambda: any(box.busy() for box in running_on(task.directory)),
         progress=_progress(tell),
         roll_back=roll_back,
@@ -87,21 +84,11 @@ def _empty(task: Task, *, kill: bool) -> Iterator[None]:
                 if not kill:
                     raise BoxBusy(box=task.id, what="its files cannot be replaced")
                 box.clear()
-        with _still(task) as boxes:
+        with still(task.directory) as boxes:
             # Another thread may have started something in between.
             if not any(box.busy() for box in boxes):
                 yield
                 return
-
-
-@contextmanager
-def _still(task: Task) -> Iterator[list[Instance]]:
-    """Have all boxes of this process that work on the files of a task stand still for a block."""
-    boxes = running_on(task.directory)
-    with ExitStack() as stack:
-        for box in boxes:
-            stack.enter_context(box.frozen())
-        yield boxes
 
 
 def _progress(tell: Tell) -> Callable[[int, int], None]:

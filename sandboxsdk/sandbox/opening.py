@@ -12,11 +12,10 @@ from sandboxsdk.errors import BoxLost
 from sandboxsdk.home import Home
 from sandboxsdk.model import Spec
 from sandboxsdk.runtime import BoxPlan, Instance, Runtime, Watch
-from sandboxsdk.task import Task
+from sandboxsdk.task import Task, claim, let_go, note_ended, note_running
 from sandboxsdk.workspace import OpenWorkspace
 
 from .checkpoints import place_of
-from .claim import claim, let_go, note_ended, note_running
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 
@@ -104,7 +103,8 @@ class Opening:
     def finish(self, task: Task) -> None:
         """End a restore that a crash or a full disk has interrupted, which takes a running box."""
         with self._guard:
-            if task.checkpoint_history().points().restoring is not None:
+            points = task.checkpoint_history().points()
+            if points.restoring is not None and not points.placed:
                 self.unfinished = True
                 self.instance(task)
 
@@ -154,8 +154,7 @@ class Opening:
         )
         instance = self._runtime.enter(plan)
         try:
-            if finish:
-                checkpoints.finish(place_of(instance))
+            checkpoints.finish(place_of(instance), only_placed=not finish)
             self.unfinished = not finish
             self.watch = Watch(self.spec.limits, disk=workspace.disk_bytes)
         except BaseException:

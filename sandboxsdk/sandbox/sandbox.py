@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,7 +32,7 @@ from sandboxsdk.model import (
     check_one,
 )
 from sandboxsdk.runtime import Instance, Runtime, Watch
-from sandboxsdk.task import Session, Task, make
+from sandboxsdk.task import Session, Task, check_forks, make
 
 from . import checkpoints, execution
 from .command import (
@@ -121,11 +122,22 @@ class Sandbox:
             inside=self._inside,
         )
         self._processes: list[Process] = []
+        # Forks of this box, which end with its block; and whether its own parent has entered it.
+        self._forks: list[Sandbox] = []
+        self._entered_as_fork = False
         self._callbacks: list[tuple[str, Callable[[Mapping[str, Any]], object]]] = []
 
     def __enter__(self) -> Self:
+        if self._entered_as_fork:
+            self._entered_as_fork = False
+            self._inside()
+            return self
         if self._session is not None:
             raise UsageError(what="with", value=self.id, reason="this box is entered already")
+        if self._task is None and isinstance(self._given, Task):
+            hint = "fork again: box.fork()"
+            reason = "was a fork, which is gone with its block"
+            raise UsageError(what="with", value=self.id, reason=reason, hint=hint)
         if self._task is None:
             self._home.sweep()
             self._task = self._make_task()
@@ -152,7 +164,11 @@ class Sandbox:
         with self._guard:
             # From here on no other thread can start the box again.
             session, self._session = self._session, None
+            forks, self._forks = self._forks, []
         try:
+            with ExitStack() as stack:
+                for fork in forks:
+                    stack.callback(fork._leave)  # noqa: SLF001 - one of ours
             self._stop()
         finally:
             if session is not None:
@@ -343,6 +359,50 @@ class Sandbox:
             return checkpoints.restore(
                 task, instance, checkpoint_or_name, save=save, kill=kill, tell=self._tell
             )
+
+    def fork(
+        self, n: int = 1, *, at: Checkpoint | str | None = None, keep: bool = False
+    ) -> list[Sandbox]:
+        """Make boxes that begin with the files which this one has now, or had at a checkpoint.
+
+        They have its settings, see nothing of each other, and can be used at once. Each ends with
+        its own `with` block or with this box's, and is deleted then with all that it has.
+        Checkpoints can be restored from one to the other: `box.restore(best.checkpoint())`.
+
+        Args:
+            n: how many.
+            at: a checkpoint, or its id, tag or name; None is now: what runs stands still meanwhile.
+            keep: keep the tasks of the forks.
+
+        Raises:
+            CheckpointNotFound, AmbiguousId: there is no such checkpoint, or more than one.
+            HostFull, HostRefused: the home cannot be written; no fork was made.
+        """
+        task = self._inside()
+        names = check_forks(n, None)
+        self._opening.finish(task)
+        made = task.forked(names, spec=self._spec, at=at, throwaway=not keep)
+        forks: list[Sandbox] = []
+        try:
+            for one in made:
+                fork = Sandbox(one, session=self._session_mode)
+                forks.append(fork.__enter__())
+                fork._entered_as_fork = True
+        except BaseException:
+            with ExitStack() as stack:
+                for one in made[len(forks) :]:
+                    stack.callback(one.discard if one.throwaway else one.delete)
+                for fork in forks:
+                    stack.callback(fork._leave)  # noqa: SLF001 - one of ours
+            raise
+        with self._guard:
+            self._forks += forks
+        return forks
+
+    def _leave(self) -> None:
+        """End a fork with its parent, unless its own block has done so."""
+        if self._session is not None:
+            self.__exit__(None, None, None)
 
     def _roll_back(self, checkpoint: Checkpoint) -> RestoreReport:
         """Undo what was done since; a box that died meanwhile is started anew for it."""

@@ -21,7 +21,10 @@ from .comparison import (
     with_renames,
 )
 from .exclude import excluding
-from .reach import damaged_paths, reachable
+from .merge_trees import Merged, merge_trees
+from .moved import Moved
+from .names import Names, note_names, read_names
+from .reach import damaged_paths, needed_by, reachable
 from .restore import Restored, restore_in_place, restore_to
 from .rules import Captured, Exclude, Merge, Progress, Rules
 from .scratch import Scratch
@@ -60,6 +63,9 @@ __all__ = [
     "Entry",
     "Exclude",
     "Merge",
+    "Merged",
+    "Moved",
+    "Names",
     "Node",
     "Progress",
     "Reader",
@@ -77,10 +83,14 @@ __all__ = [
     "damaged_paths",
     "excluding",
     "make_change",
+    "merge_trees",
     "name_victims",
+    "needed_by",
+    "note_names",
     "pair_renames",
     "reachable",
     "read_directory",
+    "read_names",
     "read_parts",
     "rename_candidates",
     "restore_in_place",

@@ -14,14 +14,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sandboxsdk import disk
-from sandboxsdk.errors import Corrupt, FileConflict, SandboxError
+from sandboxsdk.errors import FileConflict, SandboxError
 from sandboxsdk.host import Opener, remove_entry, translated
 from sandboxsdk.store import BLOB
 
+from .filling import check_all_given, check_length, fill
+from .guard import Guard
 from .measure import NOT_MADE, Trees, is_shared
 from .opened import OpenDirectories, list_directory
 from .plan import Existing, Owners, Place, Plan, Step, bare
-from .tree import DIRECTORY, FIFO, PARTS, SYMLINK, Directory, Node, read_parts
+from .tree import DIRECTORY, FIFO, PARTS, SYMLINK, Directory, Node
 from .writing import (
     Owner,
     Supply,
@@ -60,6 +62,7 @@ class Acting:
         direct: the root is new and private to us, so files get their names at once, and a name that
             is taken is an error.
         supply: is asked for the content of each file before the reader is.
+        guard: is asked before anything that is there is replaced or removed.
         check: is called now and then, and may raise.
 
     Attributes:
@@ -80,9 +83,11 @@ class Acting:
         shown: str = "",
         direct: bool = False,
         supply: Supply | None = None,
+        guard: Guard | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._trees, self._opener, self._owners = trees, opener, owners
+        self._guard = guard
         self._spare, self._shown, self._direct, self._supply = spare, shown, direct, supply
         self._check = check
         self._directories = OpenDirectories(opener, root)
@@ -215,6 +220,7 @@ class Acting:
                 if node.kind == DIRECTORY:
                     remove_entry(self._opener, fd, node.name)
                 else:
+                    self._look(fd, place, node.name)
                     disk.remove(node.name, dir_fd=fd)
             except FileNotFoundError:
                 return
@@ -250,10 +256,17 @@ class Acting:
                     stack.append((Place(place, node.name), node.content))
                 else:
                     with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                        self._look(self._directories.open(place), place, node.name)
                         disk.remove(node.name, dir_fd=self._directories.open(place))
+
+    def _look(self, fd: int, place: Place, name: bytes) -> None:
+        if self._guard is not None:
+            self._guard.check(fd, place, name)
 
     def _clear(self, place: Place, name: bytes) -> None:
         """Remove what is in the way of a wanted entry, unless something below it is spared."""
+        if self._guard is not None:
+            self._guard.refuse(place, name)
         if self._spare is not None and self._holds_spared(Place(place, name)):
             reason = "is in the way of what is restored, and holds or is an excluded file"
             raise FileConflict(path=self._path(place, name), reason=reason)
@@ -350,6 +363,7 @@ class Acting:
         """Write one entry in place of whatever has its name."""
         for _ in range(_ATTEMPTS):
             try:
+                self._look(self._directories.open(place), place, node.name)
                 self._write_once(self._directories.open(place), node, data)
             except IsADirectoryError:
                 if self._direct:
@@ -368,28 +382,17 @@ class Acting:
             write_fifo(fd, node.name, node, self._opener, owner=owner, direct=direct)
         elif node.kind == PARTS:
             write_file(
-                fd, node.name, node, lambda f: self._fill(f, node), owner=owner, direct=direct
+                fd,
+                node.name,
+                node,
+                lambda f: fill(f, node, self._trees.reader, self._check),
+                owner=owner,
+                direct=direct,
             )
         else:
             write_file(
                 fd, node.name, node, lambda f: disk.write(f, data, 0), owner=owner, direct=direct
             )
-
-    def _fill(self, fd: int, node: Node) -> None:
-        """Write the parts of a large file; what is not written is a hole."""
-        offset = 0
-        places: dict[bytes, list[tuple[int, int]]] = {}
-        disk.truncate(fd, node.size)
-        for part in read_parts(self._trees.reader, node):
-            if part.content:
-                places.setdefault(part.content, []).append((offset, part.length))
-            offset += part.length
-        for digest, data in self._trees.reader.read_many(BLOB, list(places)):
-            self._check()
-            for at, length in places.pop(digest, ()):
-                _check_length(digest, data, length)
-                disk.write(fd, data, at)
-        _check_all_given(places)
 
     def _write_lot(self) -> None:
         lot, self._lot = self._lot, []
@@ -403,9 +406,9 @@ class Acting:
             return
         for digest, data in self._trees.reader.read_many(BLOB, list(by_content)):
             for place, node in by_content.pop(digest, ()):
-                _check_length(digest, data, node.size)
+                check_length(digest, data, node.size)
                 self._try(place, node.name, self._write, place, node, data)
-        _check_all_given(by_content)
+        check_all_given(by_content)
 
     def _link(self, group: list[Step]) -> None:
         """Give a file that was just written its other names."""
@@ -416,6 +419,7 @@ class Acting:
     def _link_once(self, home: Place, first: Node, place: Place, node: Node) -> None:
         for _ in range(_ATTEMPTS):
             into = self._directories.open(place)
+            self._look(into, place, node.name)
             try:
                 write_hard_link(
                     into, node.name, self._directories.open(home), first.name, direct=self._direct
@@ -431,20 +435,10 @@ class Acting:
 
     def _touch(self, place: Place, old: Node, new: Node) -> None:
         fd, owner = self._directories.open(place), self._owner(new)
+        self._look(fd, place, new.name)
         if touch_file(fd, old, new, self._opener, owner=owner):
             self.touched += 1
             return
         # It is something else by now, or has names elsewhere: a new file takes its name.
         self._entered[place].due = True
         self._take(place, new)
-
-
-def _check_length(digest: bytes, data: bytes, length: int) -> None:
-    if len(data) != length:
-        reason = f"has {len(data)} bytes, and its file says {length}"
-        raise Corrupt(path=f"object {digest.hex()}", reason=reason, digest=digest.hex())
-
-
-def _check_all_given(left: dict[bytes, list[Any]]) -> None:
-    for digest in left:
-        raise Corrupt(path=f"object {digest.hex()}", reason="is missing", digest=digest.hex())

@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
+from operator import attrgetter
 from typing import final
 
 import msgspec
@@ -28,6 +29,7 @@ from .cache import Stamp, StatCache, stamp_of
 from .level import Level, Listing
 from .links import LinkGroups
 from .measure import check_limits
+from .moved import Younger
 from .rules import Captured, Rules
 from .steady import mtime_of, plain_node, read_file, set_all_bits
 from .totals import Totals, totals_of
@@ -94,10 +96,12 @@ class _Walk:
         self._entries = 0
         self._skipped, self._changed, self._mounts = Listing(), Listing(), Listing()
         self._unlocked: list[Level] = []
+        self._young = Younger(rules.since)
 
     def run(self, root: int) -> None:
         """Look at everything; levels come in an order in which each is after the one above it."""
         top = Level(b"", None, os.fstat(root))
+        self._young.see(top, b"", top.found)
         try:
             try:
                 cursor = Cursor(self._opener, root, [])
@@ -162,7 +166,7 @@ class _Walk:
                 found.st_uid,
                 found.st_gid,
                 level.attributes,
-                sorted(level.nodes.values(), key=_name),
+                sorted(level.nodes.values(), key=attrgetter("name")),
             )
             digest = write_directory(self._sink, directory)
             if level.above is not None:
@@ -173,6 +177,7 @@ class _Walk:
             skipped=self._skipped.told(),
             changed=self._changed.told(),
             mounts=self._mounts.told(),
+            moved=self._young.told(),
         )
 
     # --- Directories ------------------------------------------------------------------------------
@@ -310,6 +315,7 @@ class _Walk:
                 level.below(name), kind == stat.S_IFDIR
             ):
                 return False
+            self._young.see(level, name, found)
             if kind == stat.S_IFDIR:
                 old = level.nodes.get(name)
                 if old is not None and old.kind != DIRECTORY:
@@ -433,8 +439,7 @@ class _Walk:
         if error.errno in _FORBIDDEN:
             hint = "make it readable, or exclude it: Workspace.private(..., exclude=[...])"
             return Denied(path=shown, reason="may not be read", hint=hint)
-        reason = os.strerror(error.errno or errno.EIO)
-        return HostRefused(what="cannot read", path=shown, reason=reason)
+        return HostRefused(what="cannot read", path=shown, reason=os.strerror(error.errno or 5))
 
     def _unsteady(self, path: bytes) -> SandboxError:
         shown = self._rules.shown + os.fsdecode(path)
@@ -443,7 +448,3 @@ class _Walk:
     def _too_much(self, path: bytes, error: LimitExceeded) -> SandboxError:
         shown = self._rules.shown + os.fsdecode(path)
         return LimitExceeded(path=shown, reason=f"{shown}: {error.fields.get('reason')}")
-
-
-def _name(node: Node) -> bytes:
-    return node.name

@@ -30,6 +30,7 @@ from .tree import (
     SYMLINK,
     Directory,
     Node,
+    Objects,
     Part,
     Reader,
     read_directory,
@@ -77,7 +78,7 @@ def compare_trees(reader: Reader, old: bytes, new: bytes) -> list[Change]:
                 continue
             shown = os.fsdecode(below)
             first, second = _entry(reader, one), _entry(reader, two)
-            same = one is None or two is None or _same_content(reader, one, two)
+            same = one is None or two is None or same_content(reader, one, two)
             kind = compare(first, second, same_content=same)
             if kind is not None:
                 changes.append(make_change(kind, shown, first, second))
@@ -120,7 +121,7 @@ def _entry(reader: Reader, node: Node | None) -> Entry | None:
     return Entry(_TYPES[node.kind], node.mode, size, target, device)
 
 
-def _same_content(reader: Reader, one: Node, two: Node) -> bool:
+def same_content(reader: Objects, one: Node, two: Node) -> bool:
     """Compare two nodes of one type; a file may be stored in parts and still have equal bytes."""
     if not one.is_file or not two.is_file or one.size != two.size:
         return True  # Whatever else differs, `compare` sees.
@@ -143,7 +144,7 @@ def _same_content(reader: Reader, one: Node, two: Node) -> bool:
 class _Bytes:
     """A file's content, part by part; `left` is what the present part has left."""
 
-    def __init__(self, reader: Reader, node: Node) -> None:
+    def __init__(self, reader: Objects, node: Node) -> None:
         self._reader = reader
         whole = [Part(node.size, node.content)]
         self._parts: Iterator[Part] = iter(whole if node.kind == FILE else read_parts(reader, node))

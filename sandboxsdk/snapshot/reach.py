@@ -6,32 +6,52 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 
 from sandboxsdk.errors import Corrupt
-from sandboxsdk.store import LIST, TREE
+from sandboxsdk.store import BLOB, LIST, TREE
 
-from .tree import DIRECTORY, FILE, PARTS, Node, Reader, list_pages, read_directory, read_parts
+from .tree import (
+    DIRECTORY,
+    FILE,
+    PARTS,
+    Node,
+    Objects,
+    Reader,
+    list_pages,
+    read_directory,
+    read_parts,
+)
 
 _EXAMPLES_MAX = 10
 
 
-def reachable(reader: Reader, roots: Iterable[bytes]) -> set[bytes]:
+def reachable(reader: Objects, roots: Iterable[bytes]) -> set[bytes]:
     """Give the digests of everything that these trees are made of, themselves included.
 
     Raises:
         Corrupt: a tree or list is missing or damaged, so what it needs cannot be known.
     """
-    found: set[bytes] = set()
+    return set().union(*needed_by(reader, roots).values())
+
+
+def needed_by(reader: Objects, roots: Iterable[bytes]) -> dict[int, set[bytes]]:
+    """Give the same by the kind of object; raises as `reachable`."""
+    trees: set[bytes] = set()
+    lists: set[bytes] = set()
+    blobs: set[bytes] = set()
     waiting = list(roots)
     while waiting:
         tree = waiting.pop()
-        if tree in found:
+        if tree in trees:
             continue
-        found.update(digest for digest, _ in list_pages(reader, TREE, tree))
+        trees.update(digest for digest, _ in list_pages(reader, TREE, tree))
         for node in read_directory(reader, tree).nodes:
             if node.kind == DIRECTORY:
                 waiting.append(node.content)
-            else:
-                found.update(_contents(reader, node, found))
-    return found
+            elif node.kind == FILE and node.content:
+                blobs.add(node.content)
+            elif node.kind == PARTS and node.content not in lists:
+                lists.update(digest for digest, _ in list_pages(reader, LIST, node.content))
+                blobs.update(part.content for part in read_parts(reader, node) if part.content)
+    return {BLOB: blobs, LIST: lists, TREE: trees}
 
 
 def _contents(reader: Reader, node: Node, known: Collection[bytes]) -> Iterator[bytes]:

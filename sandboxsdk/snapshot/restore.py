@@ -24,6 +24,7 @@ from sandboxsdk.host import Opener, has_openat2, remove_entry, translated
 from sandboxsdk.ids import new_id
 
 from .acting import Acting, Spare
+from .guard import Guard
 from .measure import Measure, Trees
 from .plan import Owners, Plan, plan
 from .tree import DIRECTORY, Reader
@@ -125,6 +126,7 @@ def restore_in_place(
     spare: Spare | None = None,
     shown: str = "",
     begun: Callable[[], None] = lambda: None,
+    guarded: bool = False,
 ) -> Restored:
     """Turn what is below a directory descriptor into a tree, touching only what differs.
 
@@ -143,10 +145,12 @@ def restore_in_place(
         shown: what error messages put before a path.
         begun: called in this thread when all is known to be there and to fit, before anything is
             touched.
+        guarded: replace and remove only what is still as `current` says.
 
     Raises:
         Denied: a directory was replaced by a link or is another mount, or rights are missing.
-        FileConflict: something that is spared is in the way, or somebody works against us.
+        FileConflict: something that is spared is in the way, or somebody works against us, or
+            something is not what `current` says.
         HostFull, LimitExceeded, Corrupt, HostRefused: as `restore_to`.
     """
     trees = Trees(reader)
@@ -166,6 +170,7 @@ def restore_in_place(
                 owners=owners,
                 spare=spare,
                 shown=shown,
+                guard=Guard(trees, current, shown) if guarded else None,
                 check=check,
             )
             try:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from sandboxsdk.model import MovedSince
+
 from .totals import Totals
 from .tree import Objects
 
@@ -29,6 +31,7 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
         skipped: paths that are named in the tree without what they stand for: sockets, devices.
         changed: files that changed each time they were read.
         mounts: directories and files that something else is mounted on; recorded empty.
+        moved: what is younger than the rules' `since`.
     """
 
     tree: bytes
@@ -36,6 +39,7 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
     skipped: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
+    moved: MovedSince = MovedSince()
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +56,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
         exclude: says of a path whether it is left out, and whether it is a directory is told.
         progress: is called now and then with the files and bytes seen so far.
         shown: what stands before a path in errors.
+        since: UTC nanoseconds; what changed after that is told.
     """
 
     overlay: bool = False
@@ -62,3 +67,4 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     exclude: Exclude | None = None
     progress: Progress | None = None
     shown: str = ""
+    since: int | None = None

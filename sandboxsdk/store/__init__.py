@@ -13,6 +13,7 @@ Invariants:
 """
 
 from .chunks import cut_chunks
+from .compression import Malformed, compress, decompress
 from .frame import BLOB, LIST, OBJECT_BYTES_MAX, TREE
 from .store import Store
 from .verification import Damage, StoreCheck
@@ -24,8 +25,11 @@ __all__ = [
     "OBJECT_BYTES_MAX",
     "TREE",
     "Damage",
+    "Malformed",
     "Store",
     "StoreCheck",
     "Writer",
+    "compress",
     "cut_chunks",
+    "decompress",
 ]

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from sandboxsdk import ids
 from sandboxsdk.errors import TaskNotFound, UsageError
 from sandboxsdk.home import Home
-from sandboxsdk.model import Status, TaskRecord, check_labels, check_one
+from sandboxsdk.model import Status, check_labels, check_one
 
 
 def check_parent(parent: Any, home: Home) -> str | None:
@@ -40,7 +40,11 @@ def check_home(given: Home | None) -> Home:
 
 
 class Filter:
-    """Which tasks `list` gives; what is None fits all."""
+    """Which tasks `list` gives, checked; what is None fits all.
+
+    Raises:
+        UsageError: it cannot be that.
+    """
 
     def __init__(self, *, status: Any, labels: Any, parent: Any, text: Any) -> None:
         known = get_args(Status)
@@ -51,18 +55,7 @@ class Filter:
             if value is not None and not isinstance(value, str):
                 hint = f"pass {what} as a str"
                 raise UsageError(what=what, value=value, reason="must be text", hint=hint)
-        self._status = status
-        self._labels = check_labels(labels)
-        self._parent = parent
-        self._text = None if text is None else text.lower()
-
-    def fits(self, record: TaskRecord) -> bool:
-        return (
-            (self._status is None or record.status == self._status)
-            and (self._parent is None or record.parent == self._parent)
-            and all(record.labels.get(key) == value for key, value in self._labels.items())
-            and (
-                self._text is None
-                or self._text in f"{record.name or ''} {record.description}".lower()
-            )
-        )
+        self.status: str | None = status
+        self.labels: dict[str, str] = check_labels(labels)
+        self.parent: str | None = parent
+        self.text: str | None = text

@@ -11,7 +11,16 @@ import msgspec
 from sandboxsdk.codec import to_builtins, to_struct
 from sandboxsdk.errors import Corrupt, NotFound, TaskNotFound
 from sandboxsdk.journal import FILE, Entry, Journal
-from sandboxsdk.model import GIVEN_UP, RESTORED, RESTORING, SCHEMA_VERSION, TaskRecord
+from sandboxsdk.model import (
+    GIVEN_UP,
+    IMPORTED,
+    RESTORED,
+    RESTORING,
+    SCHEMA_VERSION,
+    Imported,
+    TaskRecord,
+    after,
+)
 
 
 def created(record: TaskRecord) -> dict[str, Any]:
@@ -40,10 +49,14 @@ def fold(entries: Sequence[Entry], *, path: str) -> TaskRecord:
     status = record.status
     restoring = False
     for entry in entries[1:]:
-        if entry.kind == "attached" and status == "pending":
-            status = "active"
-        elif entry.kind in (RESTORING, RESTORED, GIVEN_UP):
+        status = after(status, entry.kind)
+        if entry.kind in (RESTORING, RESTORED, GIVEN_UP):
             restoring = entry.kind == RESTORING
+        elif entry.kind == IMPORTED:
+            moved = to_struct(entry.data, Imported, path=path)
+            record = msgspec.structs.replace(
+                record, workspace=moved.workspace, spec=moved.spec, target=None
+            )
     return msgspec.structs.replace(record, status="restoring" if restoring else status)
 
 

@@ -8,22 +8,24 @@ from __future__ import annotations
 import builtins
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from sandboxsdk import clock, ids
-from sandboxsdk.checkpoint import Checkpoint, History
+from sandboxsdk.checkpoint import Asked, Checkpoint, History, apply, undo
 from sandboxsdk.errors import (
-    AmbiguousId,
     CapabilityError,
-    TaskNotFound,
+    SandboxError,
+    TransitionRefused,
     UsageError,
 )
 from sandboxsdk.home import Home
-from sandboxsdk.journal import Entry
+from sandboxsdk.journal import FILE, Entry, Journal
 from sandboxsdk.model import (
+    ApplyReport,
+    Beginning,
     Change,
     Image,
     Limits,
@@ -34,17 +36,32 @@ from sandboxsdk.model import (
     Status,
     TaskRecord,
     Workspace,
+    check_allow,
     check_description,
     check_env,
     check_labels,
     check_many,
     check_name,
+    check_path,
+    may_become,
 )
-from sandboxsdk.workspace import OpenWorkspace, open_workspace, resolve
+from sandboxsdk.snapshot import Moved
+from sandboxsdk.workspace import (
+    OpenWorkspace,
+    Target,
+    note_base_names,
+    open_workspace,
+    read_noted_names,
+    resolve,
+)
 
 from . import history, lease
-from .arguments import Filter, check_home, check_parent
-from .making import Hold, bring_into_being, read_all
+from .arguments import check_home, check_parent
+from .finding import find_task, list_tasks
+from .forking import check_forks, fork_records
+from .making import Hold, begin_journal, bring_into_being
+from .moving import export_task, import_task
+from .running import still
 from .session import Session, check_timeout
 
 # How long a call that only looks waits for another process.
@@ -141,24 +158,7 @@ class Task:
             Corrupt: its journal is damaged.
         """
         home = check_home(home)
-        wanted = id_or_name_or_unique_prefix
-        if not isinstance(wanted, str) or not wanted:
-            hint = "list the tasks of this home with Task.list() or `python -m sandboxsdk ls`"
-            reason = "is not an id, a name or a prefix"
-            raise UsageError(what="task", value=wanted, reason=reason, hint=hint)
-        if ids.is_id(wanted) and os.path.isdir(home.directory(wanted)):
-            return cls(history.read(home.directory(wanted)), home=home)
-        known = home.task_ids()
-        matches = [record for record in read_all(home, known) if record.name == wanted]
-        if not matches:
-            matches = [
-                history.read(home.directory(task)) for task in known if task.startswith(wanted)
-            ]
-        if not matches:
-            raise TaskNotFound(wanted=wanted, home=home.path)
-        if len(matches) > 1:
-            raise AmbiguousId(wanted=wanted, matches=", ".join(r.id for r in matches))
-        return cls(matches[0], home=home)
+        return cls(find_task(home, id_or_name_or_unique_prefix), home=home)
 
     @classmethod
     def list(
@@ -180,15 +180,15 @@ class Task:
         Raises:
             UsageError: a filter that cannot be.
         """
-        home = check_home(home)
-        wanted = Filter(status=status, labels=labels, parent=parent, text=text)
-        for what, number in (("limit", limit), ("offset", offset)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-                hint = "pass 0 or more"
-                raise UsageError(what=what, value=number, reason="is not a number", hint=hint)
-        found = [record for record in read_all(home, home.task_ids()) if wanted.fits(record)]
-        found.sort(key=lambda record: (-record.created_at, record.id))
-        return found[offset : offset + limit]
+        return list_tasks(
+            check_home(home),
+            status=status,
+            labels=labels,
+            parent=parent,
+            text=text,
+            limit=limit,
+            offset=offset,
+        )
 
     @property
     def id(self) -> str:
@@ -315,6 +315,174 @@ class Task:
         finally:
             held.give_back(user)
 
+    def patch(self, a: Checkpoint | str | None = None, b: Checkpoint | str | None = None) -> str:
+        """Give what changed from a to b as a patch that `git apply` accepts, and `patch -p1` too
+        when nothing binary changed; "" if nothing did.
+
+        What a patch cannot carry (empty directories, FIFOs, most mode bits) is named in its first
+        lines, and is in `diff`.
+
+        Args:
+            a, b: as for `diff`.
+
+        Raises:
+            As `diff`.
+        """
+        with self._looking():
+            return self.checkpoint_history().patch(a, b)
+
+    def apply(
+        self,
+        *,
+        to: str | os.PathLike[str] | None = None,
+        force: bool = False,
+        allow: Iterable[str] = (),
+    ) -> ApplyReport:
+        """Write what the task changed back to the directory that it works on.
+
+        All of it or, if the directory has something else by now at a path that the task changed,
+        nothing. What is replaced is kept as a checkpoint, and `undo()` of the report takes it back.
+        If it is interrupted, the next call ends it.
+
+        Args:
+            to: another directory, which has what the task began with.
+            force: override conflicts; what is replaced is kept like everything else.
+            allow: paths to let through though they make the directory run code on this machine,
+                such as ".vscode" or ".git/hooks"; else they are held back and listed.
+
+        Raises:
+            ApplyConflict: the directory was changed since at paths that the task changed.
+            UsageError: there is no directory to apply to, or `allow` is no list of paths.
+            WorkspaceInvalid: the directory is gone, or none any more.
+            Conflict: files changed while they were read, or a restore was interrupted.
+            TaskLocked: another process works on the task.
+            Denied, HostFull, HostRefused: the directory or the home cannot be written.
+        """
+        self._home.check_writable()
+        asked = Asked(force=force, allow=check_allow(allow))
+        target = self._target(to)
+        with self._looking():
+            report = apply(self.checkpoint_history(), target, asked, self._moved)
+        return self._undoable(report, target)
+
+    def _undoable(self, report: ApplyReport, target: Target) -> ApplyReport:
+        def undoing() -> ApplyReport:
+            if report.saved is None:
+                return report  # Nothing was written.
+            with self._looking():
+                undone = undo(self.checkpoint_history(), target, report.id)
+            return self._undoable(undone, target)
+
+        return msgspec.structs.replace(report, undoing=undoing)
+
+    def _target(self, to: str | os.PathLike[str] | None) -> Target:
+        """Give the directory that changes are applied to."""
+        workspace = self._record.workspace
+        path = self._record.target
+        if to is not None:
+            path = check_path(to, what="to")
+        elif workspace.mode == "private":
+            path = path or workspace.path
+        if path is None:
+            direct = workspace.mode == "direct"
+            reason = (
+                "the task works on its directory itself, which has its changes already"
+                if direct
+                else "the task began with no directory to write back to"
+            )
+            hint = "name a directory: task.apply(to=...)"
+            raise UsageError(what="to", value=to, reason=reason, hint=hint)
+        wanted = Workspace(mode="direct", path=path, exclude=workspace.exclude)
+        return Target(resolve(wanted, home=self._home.path), scans=self._home.scans)
+
+    def _moved(self, base: Beginning) -> Moved:
+        """Say what the user changed between the task's creation and the capture of its base."""
+        return Moved(base.moved, read_noted_names(self.directory))
+
+    def fork(
+        self,
+        n: int = 1,
+        *,
+        at: Checkpoint | str | None = None,
+        names: Sequence[str] | None = None,
+    ) -> builtins.list[Task]:
+        """Make tasks that begin with the files which this one has now, or had at a checkpoint.
+
+        They last, go their own ways, and have the settings of this one. Checkpoints can be restored
+        from one to the other.
+
+        Args:
+            n: how many.
+            at: a checkpoint, or its id, tag or name; None is now.
+            names: one for each.
+
+        Raises:
+            CheckpointNotFound, AmbiguousId: there is no such checkpoint, or more than one.
+            UsageError: no number of forks, or names that do not fit it.
+            TaskLocked: another process works on the task.
+            HostFull, HostRefused: the home cannot be written; no fork was made.
+        """
+        return self.forked(check_forks(n, names), spec=self.spec, at=at, throwaway=False)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the task, its checkpoints and its files as they are now into one new file.
+
+        Secret values are not in it. `Task.import_` reads it and checks every bit.
+
+        Raises:
+            FileConflict: there is something at this path.
+            UsageError: it lies in the home.
+            TaskLocked: another process works on the task.
+            HostFull, HostRefused, Denied: it cannot be written; nothing is left of it.
+        """
+        self._home.check_writable()
+        wanted = check_path(path, what="path")
+        with self._looking():
+            export_task(self.checkpoint_history(), wanted, os.path.join(self.directory, FILE))
+
+    @classmethod
+    def import_(cls, path: str | os.PathLike[str], *, home: Home | None = None) -> Task:
+        """Bring a task that was exported into a home, with its id and its checkpoints.
+
+        Its files lie in the home from then on; `apply` needs `to=`. Mounts, image, runtime, network
+        and secrets are not taken over: pass them to its `Sandbox`.
+
+        Raises:
+            Conflict: the task is here already.
+            Corrupt: the file is truncated, damaged or forged; nothing was imported.
+            Unavailable: a newer version wrote it.
+            Denied, HostFull, HostRefused: it cannot be read, or the home not written.
+        """
+        home = check_home(home)
+        return cls(import_task(check_path(path, what="path"), home), home=home)
+
+    def complete(self, summary: str = "") -> None:
+        """Say that the task is done.
+
+        Raises:
+            TransitionRefused: it has ended already.
+            TaskLocked: another process works on it.
+        """
+        self._become("completed", summary)
+
+    def fail(self, reason: str = "") -> None:
+        """Say that the task is given up; raises as `complete`."""
+        self._become("failed", reason)
+
+    def cancel(self, reason: str = "") -> None:
+        """Say that the task is not wanted any more; raises as `complete`."""
+        self._become("cancelled", reason)
+
+    def _become(self, kind: str, why: str) -> None:
+        self._home.check_writable()
+        said = {"why": check_description(why)} if why else {}
+        journal = Journal(os.path.join(self.directory, FILE))
+        with self._looking(), journal.alone():
+            status = self.record.status
+            if not may_become(status, kind):
+                raise TransitionRefused(task=self.id, status=status, wanted=kind)
+            journal.append(kind, said, sync=True)
+
     def history(self) -> builtins.list[Entry]:
         """Give what happened to the task, oldest first.
 
@@ -357,8 +525,12 @@ class Task:
         return msgspec.structs.replace(stored, secrets=secrets)
 
     def workspace(self) -> OpenWorkspace:
-        scans = self._home.scans
-        return open_workspace(self._record.workspace, directory=self.directory, scans=scans)
+        return open_workspace(
+            self._record.workspace,
+            directory=self.directory,
+            scans=self._home.scans,
+            since=None if self._record.workspace.path is None else self._record.created_at,
+        )
 
     def checkpoint_history(self) -> History:
         return History(
@@ -367,7 +539,49 @@ class Task:
             task=self.id,
             workspace=self.workspace,
             hold=self._looking,
+            family=self._record.family or self.id,
+            relatives=self._relatives,
+            still=lambda: still(self.directory),
         )
+
+    def _relatives(self) -> Iterator[History]:
+        """Give the histories of the tasks that were forked from the same one."""
+        family = self._record.family or self.id
+        for throwaway in (False, True):
+            for task in self._home.task_ids(throwaway=throwaway):
+                if task == self.id:
+                    continue
+                with contextlib.suppress(SandboxError):
+                    record = history.read(self._home.directory(task, throwaway=throwaway))
+                    if family in (record.family, record.id):
+                        yield Task(
+                            record, home=self._home, throwaway=throwaway
+                        ).checkpoint_history()
+
+    def forked(
+        self,
+        names: builtins.list[str | None],
+        *,
+        spec: Spec,
+        at: Checkpoint | str | None,
+        throwaway: bool,
+    ) -> builtins.list[Task]:
+        """Make a fork for each name, with these settings."""
+        self._home.check_writable()
+        with self._looking():
+            made = fork_records(
+                self.record,
+                self.checkpoint_history(),
+                self._home,
+                spec=spec,
+                at=at,
+                names=names,
+                throwaway=throwaway,
+            )
+        return [
+            Task(record, home=self._home, throwaway=throwaway, secrets=spec.secrets, hold=hold)
+            for record, hold in made
+        ]
 
     def discard(self) -> None:
         """Delete a throwaway task, which this process has held since it was made.
@@ -412,5 +626,15 @@ def make(
         workspace=resolve(workspace, home=home.path),
         spec=spec.storable(),
     )
-    hold = bring_into_being(record, home, throwaway=throwaway)
+    private = record.workspace.mode == "private" and record.workspace.path is not None
+
+    def begin(directory: str) -> None:
+        if private:
+            note_base_names(record.workspace, directory)
+        begin_journal(directory, record, sync=not throwaway)
+
+    hold = bring_into_being(record.id, home, throwaway=throwaway, begin=begin)
+    if private:
+        # Whatever anybody changes in the directory from now on is younger than the task.
+        clock.pass_tick(record.created_at)
     return Task(record, home=home, throwaway=throwaway, secrets=spec.secrets, hold=hold)

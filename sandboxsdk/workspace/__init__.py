@@ -10,8 +10,10 @@ exists.
 """
 
 from .direct import CopiedWorkspace, DirectWorkspace
+from .noting import note_base_names, read_noted_names
 from .overlay import OverlayWorkspace
 from .scan import Scan
+from .target import Target
 from .validity import resolve
 from .workspace import OpenWorkspace, open_workspace
 
@@ -21,6 +23,9 @@ __all__ = [
     "OpenWorkspace",
     "OverlayWorkspace",
     "Scan",
+    "Target",
+    "note_base_names",
     "open_workspace",
+    "read_noted_names",
     "resolve",
 ]

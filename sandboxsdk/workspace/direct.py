@@ -12,6 +12,7 @@ from sandboxsdk.errors import Corrupt, WorkspaceInvalid
 from sandboxsdk.host import disk_usage, remove_tree
 from sandboxsdk.model import Change, View, Workspace
 from sandboxsdk.snapshot import (
+    Captured,
     Exclude,
     Merge,
     Progress,
@@ -133,7 +134,10 @@ class CopiedWorkspace:
     begins = True
     layered = False
 
-    def __init__(self, workspace: Workspace, *, directory: str, scans: str) -> None:
+    def __init__(
+        self, workspace: Workspace, *, directory: str, scans: str, since: int | None = None
+    ) -> None:
+        self._since = since
         self._base = workspace.path
         self._kind = workspace.kind
         self._exclude = excluding(workspace.exclude)
@@ -184,6 +188,7 @@ class CopiedWorkspace:
         return Rules(
             overlay=True,
             mounts=True,
+            since=self._since,
             exclude=exclude,
             progress=progress,
             shown=f"{self._base or self._directory}/",
@@ -216,7 +221,10 @@ class CopiedWorkspace:
         unlock: bool = False,
     ) -> Scan:
         """See `OpenWorkspace.capture`."""
-        del base, unlock
+        del unlock
+        if base is not None and not os.path.lexists(self._files):
+            # Nobody has opened it yet, so it is what it begins with.
+            return Scan(Captured(tree=base.tree, totals=base.totals))
         rules = Rules(
             unlock=True,
             mapped=mapped,

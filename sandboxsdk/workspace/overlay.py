@@ -49,7 +49,10 @@ class OverlayWorkspace:
     begins = False
     layered = True
 
-    def __init__(self, workspace: Workspace, *, directory: str, scans: str) -> None:
+    def __init__(
+        self, workspace: Workspace, *, directory: str, scans: str, since: int | None = None
+    ) -> None:
+        self._since = since
         self._base = workspace.path
         self._exclude = excluding(workspace.exclude)
         self._directory = directory
@@ -97,6 +100,7 @@ class OverlayWorkspace:
             rules = Rules(
                 overlay=True,
                 mounts=True,
+                since=self._since,
                 exclude=self._exclude,
                 progress=progress,
                 shown=f"{self._base_path}/",

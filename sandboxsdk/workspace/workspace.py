@@ -113,15 +113,19 @@ class OpenWorkspace(Protocol):
         ...
 
 
-def open_workspace(workspace: Workspace, *, directory: str, scans: str) -> OpenWorkspace:
+def open_workspace(
+    workspace: Workspace, *, directory: str, scans: str, since: int | None = None
+) -> OpenWorkspace:
     """Open a workspace that went through `resolve`.
 
     Args:
         directory: the task's own; it exists.
         scans: where walks through users' directories are remembered.
+        since: UTC nanoseconds; what changed in the user's directory after that is told when it is
+            captured.
     """
     if workspace.mode == "direct":
         return DirectWorkspace(workspace, scans=scans)
     if workspace.kind in ("copy", "reflink"):
-        return CopiedWorkspace(workspace, directory=directory, scans=scans)
-    return OverlayWorkspace(workspace, directory=directory, scans=scans)
+        return CopiedWorkspace(workspace, directory=directory, scans=scans, since=since)
+    return OverlayWorkspace(workspace, directory=directory, scans=scans, since=since)

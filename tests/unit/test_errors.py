@@ -36,6 +36,9 @@ FACTS = {
     "timeout": 2.5,
     "runtime": "bubblewrap",
     "box": "b1",
+    "to": "/work",
+    "paths": ["a/b", "c"],
+    "status": "completed",
 }
 SECOND = {
     errors.UsageError: ValueError,
