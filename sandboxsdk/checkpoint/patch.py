@@ -141,6 +141,11 @@ class _Patch:
         node = tree.find(os.fsencode(path))
         if node is None:
             return None
+        inside = _inside_git(path)
+        if inside:
+            # Once for all that lies there: a commit alone has many.
+            self._missing[inside] = "git takes no path of this name"
+            return None
         refused = _refused(path, node)
         if refused:
             self._missing[path] = refused
@@ -172,6 +177,8 @@ class _Patch:
 
     def _name_directory(self, path: bytes, change: Change) -> None:
         shown = os.fsdecode(path)
+        if _inside_git(shown):
+            return
         before, after = self._old.listing(path), self._new.listing(path)
         if after is not None and not after and before != after:
             self._missing[shown] = "an empty directory"
@@ -224,18 +231,24 @@ def _loses_mode(old: Node, new: Node) -> bool:
 
 def _refused(path: str, node: Node) -> str:
     """Say why git takes no such entry; "" if it does."""
-    names = path.split("/")
-    if any(_folded(name) in (".git", "git~1") for name in names):
-        return "git takes no path of this name"
     if node.kind == DIRECTORY:
         return ""
     if node.kind == SYMLINK:
-        gitmodules = _folded(names[-1]) == ".gitmodules"
+        gitmodules = _folded(path.rpartition("/")[2]) == ".gitmodules"
         return "git takes no link of this name" if gitmodules else ""
     if not node.is_file:
         return "no file, link or directory"
     if node.size > _FILE_BYTES_MAX:
         return f"a file of {node.size:,} bytes"
+    return ""
+
+
+def _inside_git(path: str) -> str:
+    """Give the part of a path that is, or looks to git like, a repository; "" if none does."""
+    names = path.split("/")
+    for number, name in enumerate(names, 1):
+        if _folded(name) in (".git", "git~1"):
+            return "/".join(names[:number])
     return ""
 
 

@@ -35,16 +35,19 @@ def find_task(home: Home, wanted: Any) -> TaskRecord:
     if ids.is_id(wanted) and os.path.isdir(home.directory(wanted)):
         return history.read(home.directory(wanted))
     registry = _registry_of(home)
-    matches = registry.named(wanted) or registry.prefixed(wanted)
+    matches = [record.id for record in registry.named(wanted)]
     if not matches:
-        # One whose journal is damaged is in no registry.
+        matches = [record.id for record in registry.prefixed(wanted)]
         for task in home.task_ids():
-            if task.startswith(wanted):
-                return history.read(home.directory(task))
+            if task.startswith(wanted) and task not in matches:
+                # One whose journal is damaged is in no registry: this says what is wrong with it.
+                matches.append(history.read(home.directory(task)).id)
+    if not matches:
         raise TaskNotFound(wanted=wanted, home=home.path)
     if len(matches) > 1:
-        raise AmbiguousId(wanted=wanted, matches=", ".join(sorted(r.id for r in matches)))
-    return matches[0]
+        raise AmbiguousId(wanted=wanted, matches=", ".join(sorted(matches)))
+    # Work is done on what the journal says, and on nothing else.
+    return history.read(home.directory(matches[0]))
 
 
 def list_tasks(
@@ -81,4 +84,5 @@ def _registry_of(home: Home) -> Registry:
             read=history.read,
             read_only=home.read_only,
         )
+        weakref.finalize(home, found.close)
     return found

@@ -47,6 +47,8 @@ def test_the_demo_shows_everything_and_leaves_nothing(typed: Typed, home: Home, 
     assert f"on {tree}\n" in text
     assert "rm -rf big one\\n" in text
     assert "nothing in it was written" in text
+    assert "Fork 3 attempts" in text
+    assert "the copy is as it was" in text
     assert "Undo" in text
     assert Survey(str(tree)).fingerprint == before.fingerprint
     assert home.task_ids() == []
@@ -84,8 +86,10 @@ def test_a_kept_task_can_be_looked_at(typed: Typed, home: Home, tree: Path) -> N
     (task,) = home.task_ids()
     assert f"python -m sandboxsdk log {task}" in done.stdout.decode()
     entries = json.loads(typed("log", task, "--json", "--home", home.path).stdout)
-    saved = [entry["data"]["id"] for entry in entries if entry["kind"] == "checkpoint"][-1]
-    assert json.loads(typed("diff", task, "--json", "--home", home.path).stdout) == []
+    kept = [entry["data"] for entry in entries if entry["kind"] == "checkpoint"]
+    saved = next(one["id"] for one in kept if "before-restore" in one["labels"])
+    told = json.loads(typed("diff", task, "--json", "--home", home.path).stdout)
+    assert [change["path"] for change in told] == ["demo-build", "demo-build/attempt.gz"]
     command = ("diff", task, "--to", saved, "--json", "--home", home.path)
     changes = json.loads(typed(*command).stdout)
     kinds = {change["path"]: change["kind"] for change in changes}
