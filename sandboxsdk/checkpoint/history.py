@@ -178,7 +178,9 @@ class History:
         try:
             return wanted.history.find(wanted.id)
         except TaskNotFound:
-            raise CheckpointNotFound(wanted=wanted.id, task=wanted.task) from None
+            # A fork that is gone with its block. Its files are in the store until garbage is
+            # collected; without them nothing is touched.
+            return wanted
 
     @_alone
     def begin(self) -> None:
