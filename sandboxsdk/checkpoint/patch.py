@@ -6,21 +6,20 @@ is named in the first lines, which git and patch pass over.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
+import re
 import stat
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from os import fsencode
 from typing import final
 
 import msgspec
 
-from sandboxsdk.errors import LimitExceeded
-from sandboxsdk.model import Change
+from sandboxsdk.errors import Corrupt, LimitExceeded
 from sandboxsdk.snapshot import (
     DIRECTORY,
+    FIFO,
     PARTS,
+    SOCKET,
     SYMLINK,
     Node,
     Reader,
@@ -30,309 +29,410 @@ from sandboxsdk.snapshot import (
 )
 from sandboxsdk.store import BLOB
 
-from .unified import hunks
+from .unified import body, changed_mode, digest, head, named, quoted
 
 # A patch is text in memory.
 _FILE_BYTES_MAX = 64 * 1024 * 1024
-_PATCH_CHARACTERS_MAX = 512 * 1024 * 1024
+_PATCH_BYTES_MAX = 512 * 1024 * 1024
+# The kernel takes no longer path and no longer name.
+_PATH_BYTES_MAX = 4095
+_NAME_BYTES_MAX = 255
+# As many links it follows in one path.
+_LINKS_MAX = 40
+# Names that are read and looked up for all links together.
+_STEPS_MAX = 500_000
 _NO_DIGEST = "0" * 40
-# What git and common umasks give new files.
-_USUAL_MODES = (0o644, 0o664, 0o755, 0o775)
-_NAMED = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
-_LINE_BYTES = 52
+# What git and common umasks give new files and directories.
+_FILE_MODES = (0o644, 0o664, 0o755, 0o775)
+_DIRECTORY_MODES = (0o755, 0o775)
+# Names that would be `.git` on some file system, and what may be no link; see `verify_path` of git.
+_GIT = re.compile(rb"(\.git|git~1)[. ]*([\\:].*)?", re.IGNORECASE | re.DOTALL)
+_GITMODULES = re.compile(
+    rb"(\.gitmodules|gitmod~[1-4]|gi7eba~[1-9]|gi7eb~[1-9][0-9]|gi7e~[1-9][0-9]{2}"
+    rb"|gi7~[1-9][0-9]{3}|gi~[1-9][0-9]{4}|g~[1-9][0-9]{5}|~[1-9][0-9]{6})[. ]*(:.*)?",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def make_patch(reader: Reader, old: bytes, new: bytes) -> str:
-    """Give a patch from one tree to another; "" if they do not differ in what is a change.
+    """Give a patch from one tree to another; "" if nothing differs that is a change.
+
+    If nothing of what differs is anything that git has, there are only the lines that name it:
+    git refuses a patch without any part.
 
     Raises:
         Corrupt: something is missing or damaged.
-        LimitExceeded: more differs than a patch can hold.
+        LimitExceeded: the patch has more than 512 MiB, or more differs than can be compared.
     """
     if old == new:
         return ""
     return _Patch(reader, old, new).text()
 
 
-class _Blob(msgspec.Struct, frozen=True):
-    """A file or link as git has it."""
+class _Pair(msgspec.Struct, frozen=True):
+    """What a path is on both sides; `covered` if a directory above it becomes something else."""
 
-    mode: str
-    node: Node
+    old: Node | None
+    new: Node | None
+    covered: bool
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """What must be known of a directory."""
+
+    mode: int
+    empty: bool
 
 
 @final
-class _Tree:
-    """Finds entries of a tree by path."""
+class _Differing:
+    """All paths whose nodes differ, directories included."""
+
+    def __init__(self, reader: Reader, old: bytes, new: bytes) -> None:
+        self.pairs: dict[bytes, _Pair] = {}
+        self.places: dict[bytes, tuple[_Place | None, _Place | None]] = {}
+        # Directories in which something is the same.
+        self.held: set[bytes] = set()
+        waiting = [(b"", old, new, False)]
+        while waiting:
+            path, before, after, covered = waiting.pop()
+            was, before_place = _listing(reader, before)
+            now, after_place = _listing(reader, after)
+            if path:
+                self.places[path] = before_place, after_place
+            for name in was.keys() | now.keys():
+                below = path + b"/" + name if path else name
+                one, two = was.get(name), now.get(name)
+                if one == two:
+                    _mark(self.held, path)
+                    continue
+                self.pairs[below] = _Pair(one, two, covered)
+                trees = _tree(one), _tree(two)
+                if any(trees):
+                    waiting.append((below, *trees, covered or bool(two and not trees[1])))
+
+
+def _listing(reader: Reader, tree: bytes) -> tuple[dict[bytes, Node], _Place | None]:
+    if not tree:
+        return {}, None
+    found = read_directory(reader, tree)
+    return {node.name: node for node in found.nodes}, _Place(found.mode, not found.nodes)
+
+
+def _tree(node: Node | None) -> bytes:
+    return node.content if node is not None and node.kind == DIRECTORY else b""
+
+
+def _above(path: bytes) -> bytes:
+    return path.rpartition(b"/")[0]
+
+
+def _mark(marked: set[bytes], path: bytes) -> None:
+    """Put a directory and all above it into a set."""
+    while path and path not in marked:
+        marked.add(path)
+        path = _above(path)
+
+
+@final
+class _Links:
+    """Follows links of a tree, with a bound on the work for all of them together."""
 
     def __init__(self, reader: Reader, root: bytes) -> None:
         self._reader, self._root = reader, root
         self._known: dict[bytes, dict[bytes, Node]] = {}
+        self._steps = _STEPS_MAX
 
-    def listing(self, path: bytes) -> dict[bytes, Node] | None:
-        """Give what a directory lists; None if there is none."""
-        if path in self._known:
-            return self._known[path]
-        if not path:
-            digest = self._root
-        else:
-            node = self.find(path)
-            if node is None or node.kind != DIRECTORY:
-                return None
-            digest = node.content
-        found = {node.name: node for node in read_directory(self._reader, digest).nodes}
-        self._known[path] = found
-        return found
+    def is_endless(self, path: bytes) -> bool:
+        """Say whether the kernel gives up on a link: git then cannot look at what comes below it.
 
-    def find(self, path: bytes) -> Node | None:
-        above, _, name = path.rpartition(b"/")
-        listed = self.listing(above)
-        return None if listed is None else listed.get(name)
+        Where a link leaves the tree is not known, and taken for an end. What takes too long to
+        follow is taken for endless.
+        """
+        above = [self._listed(self._root)]
+        names, links = path.split(b"/")[::-1], 0
+        while names:
+            name = names.pop()
+            self._steps -= 1
+            if self._steps < 0 or links > _LINKS_MAX or len(name) > _NAME_BYTES_MAX:
+                return True
+            if name == b"..":
+                above.pop()
+                if not above:
+                    return False
+            if name in (b"", b".", b".."):
+                continue
+            node = above[-1].get(name)
+            if node is None or (node.kind == SYMLINK and node.content.startswith(b"/")):
+                return False
+            if node.kind == SYMLINK:
+                links += 1
+                names += node.content.split(b"/")[::-1]
+            else:
+                above.append(self._listed(_tree(node)))
+        return False
+
+    def _listed(self, tree: bytes) -> dict[bytes, Node]:
+        if tree not in self._known and self._steps >= 0:
+            self._known[tree] = _listing(self._reader, tree)[0]
+            self._steps -= len(self._known[tree])
+        return self._known.get(tree, {})
 
 
 @final
 class _Patch:
+    """Decides what goes into the patch, then writes it.
+
+    git removes first all that goes or is written anew, with the directories that this leaves empty;
+    then it writes. What stays in between stands in the way of what shall come there.
+    """
+
     def __init__(self, reader: Reader, old: bytes, new: bytes) -> None:
-        self._reader = reader
-        self._old, self._new = _Tree(reader, old), _Tree(reader, new)
-        self._changes = compare_trees(reader, old, new)
-        self._missing: dict[str, str] = {}
+        self._reader, self._links = reader, _Links(reader, old)
+        changes = compare_trees(reader, old, new)
+        self._kinds = {fsencode(change.path): change.kind for change in changes}
+        moved = {fsencode(c.path): fsencode(c.old_path) for c in changes if c.old_path is not None}
+        self._kinds.update(dict.fromkeys(moved.values(), "removed"))
+        differing = _Differing(reader, old, new)
+        self._pairs, self._places = differing.pairs, differing.places
+        self._missing: dict[bytes, str] = {}
+        self._removed: set[bytes] = set()
+        self._edited: set[bytes] = set()
+        self._created: set[bytes] = set()
+        # What is not the patch's to touch, and directories that hold such things.
+        self._stuck: set[bytes] = set()
+        self._held = differing.held
+        for path, pair in self._pairs.items():
+            self._sort(path, pair)
+        self._drop_blocked()
+        # New path to old path.
+        self._renamed = {
+            path: before
+            for path, before in moved.items()
+            if path in self._created and before in self._removed
+        }
+        self._name_modes()
+        self._name_directories()
+        self._removed -= set(self._renamed.values())
+        self._created -= self._renamed.keys()
         self._size = 0
 
     def text(self) -> str:
-        # What is in the way goes first: a file may become a directory, and patch takes one part
-        # after the other.
-        removals: list[str] = []
-        renames: list[str] = []
-        edits: list[str] = []
-        creations: list[str] = []
-        for change in self._changes:
-            before, after = change.old_path or change.path, change.path
-            old, new = self._blob(self._old, before), self._blob(self._new, after)
-            if change.kind == "renamed" and old is not None and new is not None:
-                renames.append(self._count(_rename(before, after, old, new)))
-                continue
-            if old is not None and new is not None and old.mode[:2] == new.mode[:2]:
-                if change.kind == "modified" or old.mode != new.mode:
-                    edits.append(self._count(self._edit(after, old, new)))
-                continue
-            if old is not None:
-                removals.append(self._count(self._removal(before, old)))
-            if new is not None:
-                creations.append(self._count(self._creation(after, new)))
-        self._name_directories()
-        named = [
-            f"# not in this patch: {_quoted(path, always=True)}: {what}\n"
-            for path, what in sorted(self._missing.items(), key=lambda one: os.fsencode(one[0]))
-        ]
-        return "".join((*named, *reversed(removals), *renames, *edits, *creations))
+        return "".join(map(self._counted, self._parts()))
 
-    def _count(self, text: str) -> str:
-        self._size += len(text)
-        if self._size > _PATCH_CHARACTERS_MAX:
-            reason = f"the patch has more than {_PATCH_CHARACTERS_MAX:,} characters"
+    def _counted(self, part: str) -> str:
+        self._size += len(part.encode())
+        if self._size > _PATCH_BYTES_MAX:
+            reason = f"the patch has more than {_PATCH_BYTES_MAX:,} bytes"
             raise LimitExceeded(reason=reason, hint="use diff(), or restore_to() of a checkpoint")
-        return text
+        return part
 
-    # --- What git has -----------------------------------------------------------------------------
+    def _parts(self) -> Iterator[str]:
+        """Give the parts in the order of their paths, but what is in the way of others first."""
+        for path, what in sorted(self._missing.items()):
+            yield f"# not in this patch: {quoted(path, always=True)}: {what}\n"
+        for path in sorted(self._removed):
+            if self._is_in_the_way(path):
+                yield self._removal(path)
+        for path, before in sorted(self._renamed.items()):
+            if self._is_in_the_way(before):
+                yield self._rename(before, path)
+        for path in sorted(self._removed | self._edited | self._created | self._renamed.keys()):
+            if path in self._removed and not self._is_in_the_way(path):
+                yield self._removal(path)
+            elif path in self._edited:
+                yield self._edit(path)
+            elif path in self._created:
+                yield self._creation(path)
+            elif path in self._renamed and not self._is_in_the_way(self._renamed[path]):
+                yield self._rename(self._renamed[path], path)
 
-    def _blob(self, tree: _Tree, path: str) -> _Blob | None:
-        """Give what git has of an entry; None, and its name noted, if that is nothing."""
-        node = tree.find(os.fsencode(path))
-        if node is None:
-            return None
-        inside = _inside_git(path)
-        if inside:
-            # Once for all that lies there: a commit alone has many.
-            self._missing[inside] = "git takes no path of this name"
-            return None
-        refused = _refused(path, node)
-        if refused:
-            self._missing[path] = refused
-            return None
-        if node.kind == DIRECTORY:
-            return None
-        if node.kind == SYMLINK:
-            return _Blob("120000", node)
-        mode = node.mode & 0o777
-        other = self._old if tree is self._new else self._new
-        twin = other.find(os.fsencode(path))
-        kept = twin is not None and twin.is_file
-        if (kept and twin is not None and _loses_mode(twin, node)) or (
-            not kept and tree is self._new and mode not in _USUAL_MODES
-        ):
-            self._missing[path] = f"all of its mode but the right to be executed ({mode:o})"
-        return _Blob("100755" if mode & stat.S_IXUSR else "100644", node)
+    def _is_in_the_way(self, path: bytes) -> bool:
+        pair = self._pairs[path]
+        return pair.covered or pair.new is not None
+
+    # --- What goes into it ------------------------------------------------------------------------
+
+    def _sort(self, path: bytes, pair: _Pair) -> None:
+        """Decide about one path, looking at nothing else."""
+        old, new = pair.old, pair.new
+        changed = path in self._kinds
+        ill = _refused_name(path)
+        whys = _refused(path, old), _refused(path, new)
+        if ill or any(whys):
+            if changed:
+                shown, what = (ill, "git takes no path of this name") if ill else (path, "")
+                gone = "the end of" if new is None else "what takes the place of"
+                self._missing[shown] = what or whys[1] or f"{gone} {whys[0]}"
+            if old is not None:
+                self._stuck.add(path)
+                _mark(self._held, _above(path))
+            return
+        old, new = (None if _tree(node) else node for node in (old, new))
+        was = self._places[path][0] if path in self._places else None
+        if was is not None and was.empty:
+            _mark(self._held, path)
+        if old is not None and new is not None and _mode(old)[:2] == _mode(new)[:2]:
+            if self._kinds.get(path) == "modified" or _mode(old) != _mode(new):
+                self._edited.add(path)
+                return
+            _mark(self._held, _above(path))
+            if changed:
+                self._missing[path] = _told_mode(new.mode)
+            return
+        if old is not None:
+            self._removed.add(path)
+            if old.kind == SYMLINK and _tree(pair.new) and self._links.is_endless(path):
+                self._stuck.add(path)
+        if new is not None:
+            self._created.add(path)
+
+    def _drop_blocked(self) -> None:
+        """Take out what cannot come, because what was there before stays."""
+        for path in sorted(self._created):
+            was = self._places[path][0] if path in self._places else None
+            blocked = was is not None and not was.empty and path in self._held
+            above = _above(path) if self._stuck else b""
+            while above and not blocked:
+                blocked = above in self._stuck
+                above = _above(above)
+            if blocked:
+                self._created.remove(path)
+                self._missing[path] = "git does not clear its place"
+
+    def _name_modes(self) -> None:
+        """Name the files that git will give another mode than they have."""
+        for path in self._edited | self._created:
+            before, new = self._pairs[self._renamed.get(path, path)].old, self._pairs[path].new
+            assert new is not None
+            if not new.is_file:
+                continue
+            mode, differs = new.mode & 0o7777, 0
+            if before is not None and before.is_file:
+                # The right of all to execute goes with that of the owner, if that one changes.
+                told = 0o111 if _mode(before) != _mode(new) else 0
+                differs = (before.mode ^ new.mode) & 0o7777 & ~told
+            if mode not in _FILE_MODES or differs:
+                self._missing.setdefault(path, _told_mode(mode))
 
     def _name_directories(self) -> None:
         """Name what differs in directories: git knows none, and removes those that it empties."""
-        looked: set[bytes] = set()
-        for change in self._changes:
-            for shown in filter(None, (change.path, change.old_path)):
-                path = os.fsencode(shown)
-                for at in (path, path.rpartition(b"/")[0]):
-                    if at and at not in looked:
-                        looked.add(at)
-                        self._name_directory(at, change)
-
-    def _name_directory(self, path: bytes, change: Change) -> None:
-        shown = os.fsdecode(path)
-        if _inside_git(shown):
-            return
-        before, after = self._old.listing(path), self._new.listing(path)
-        if after is not None and not after and before != after:
-            self._missing[shown] = "an empty directory"
-        elif after is None and before is not None and not before:
-            self._missing[shown] = "that an empty directory is gone"
-        elif after is not None and change.kind == "mode" and shown == change.path:
-            self._missing[shown] = f"the mode of a directory ({(change.mode or 0) & 0o7777:o})"
-
-    def _content(self, node: Node) -> bytes:
-        if node.kind == SYMLINK or not node.content:
-            return node.content
-        if node.kind != PARTS:
-            return self._reader.read(BLOB, node.content)
-        return b"".join(
-            self._reader.read(BLOB, part.content) if part.content else bytes(part.length)
-            for part in read_parts(self._reader, node)
-        )
+        emptied: set[bytes] = set()
+        for path in self._removed:
+            _mark(emptied, _above(path))
+        emptied -= self._held
+        filled = set(self._held)
+        for path in self._edited | self._created:
+            _mark(filled, _above(path))
+        for path, (was, now) in self._places.items():
+            if _refused_name(path) or path in self._missing:
+                continue
+            if now is None:
+                if was is not None and was.empty and path not in self._created:
+                    self._missing[path] = "the end of an empty directory"
+            elif path not in filled and (was is None or path in emptied):
+                if now.empty:
+                    self._missing[path] = "an empty directory"
+            elif was is None or path in emptied:
+                if now.mode not in _DIRECTORY_MODES:
+                    self._missing[path] = _told_mode(now.mode, "the mode of a directory")
+            elif was.mode != now.mode:
+                self._missing[path] = _told_mode(now.mode, "the mode of a directory")
 
     # --- Parts of the patch -----------------------------------------------------------------------
 
-    def _edit(self, path: str, old: _Blob, new: _Blob) -> str:
-        before, after = self._content(old.node), self._content(new.node)
-        lines = [_head(path, path)]
-        if old.mode != new.mode:
-            lines.append(f"old mode {old.mode}\nnew mode {new.mode}\n")
+    def _nodes(self, before: bytes, after: bytes) -> tuple[Node, Node]:
+        old, new = self._pairs[before].old, self._pairs[after].new
+        assert old is not None
+        assert new is not None
+        return old, new
+
+    def _edit(self, path: bytes) -> str:
+        old, new = self._nodes(path, path)
+        before, after = self._content(path, old), self._content(path, new)
+        modes = _mode(old), _mode(new)
+        lines = [head(path, path), changed_mode(*modes)]
         if before != after:
-            mode = f" {new.mode}" if old.mode == new.mode else ""
-            lines.append(f"index {_digest(before)}..{_digest(after)}{mode}\n")
-            lines.append(_body(_named("a", path), _named("b", path), before, after))
+            mode = f" {modes[1]}" if modes[0] == modes[1] else ""
+            lines.append(f"index {digest(before)}..{digest(after)}{mode}\n")
+            lines.append(body(named(b"a/", path), named(b"b/", path), before, after))
         return "".join(lines)
 
-    def _removal(self, path: str, old: _Blob) -> str:
-        before = self._content(old.node)
-        head = f"{_head(path, path)}deleted file mode {old.mode}\n"
-        head += f"index {_digest(before)}..{_NO_DIGEST}\n"
-        return head + _body(_named("a", path), "/dev/null", before, b"")
+    def _rename(self, before: bytes, after: bytes) -> str:
+        old, new = self._nodes(before, after)
+        return (
+            f"{head(before, after)}{changed_mode(_mode(old), _mode(new))}similarity index 100%\n"
+            f"rename from {quoted(before)}\nrename to {quoted(after)}\n"
+        )
 
-    def _creation(self, path: str, new: _Blob) -> str:
-        after = self._content(new.node)
-        head = f"{_head(path, path)}new file mode {new.mode}\n"
-        head += f"index {_NO_DIGEST}..{_digest(after)}\n"
-        return head + _body("/dev/null", _named("b", path), b"", after)
+    def _removal(self, path: bytes) -> str:
+        old = self._pairs[path].old
+        assert old is not None
+        before = self._content(path, old)
+        told = f"{head(path, path)}deleted file mode {_mode(old)}\n"
+        told += f"index {digest(before)}..{_NO_DIGEST}\n"
+        return told + body(named(b"a/", path), "/dev/null", before, b"")
+
+    def _creation(self, path: bytes) -> str:
+        new = self._pairs[path].new
+        assert new is not None
+        after = self._content(path, new)
+        told = f"{head(path, path)}new file mode {_mode(new)}\n"
+        told += f"index {_NO_DIGEST}..{digest(after)}\n"
+        return told + body("/dev/null", named(b"b/", path), b"", after)
+
+    def _content(self, path: bytes, node: Node) -> bytes:
+        if node.kind == SYMLINK or not node.size:
+            return node.content
+        if node.kind != PARTS:
+            pieces = [self._read(path, node.content, node.size)]
+        else:
+            pieces = [
+                self._read(path, part.content, part.length) if part.content else bytes(part.length)
+                for part in read_parts(self._reader, node)
+            ]
+        return b"".join(pieces)
+
+    def _read(self, path: bytes, digest: bytes, size: int) -> bytes:
+        data = self._reader.read(BLOB, digest)
+        if len(data) != size:
+            raise Corrupt(path=quoted(path), reason="is of another size than its directory says")
+        return data
 
 
-def _loses_mode(old: Node, new: Node) -> bool:
-    """Say whether more of a mode differs than git tells."""
-    differs = (old.mode ^ new.mode) & 0o777
-    return bool(differs & 0o666) or bool(differs) != bool(differs & stat.S_IXUSR)
+# --- What git has ---------------------------------------------------------------------------------
 
 
-def _refused(path: str, node: Node) -> str:
-    """Say why git takes no such entry; "" if it does."""
-    if node.kind == DIRECTORY:
+def _mode(node: Node) -> str:
+    """Give the mode of a file or link as git writes it."""
+    if node.kind == SYMLINK:
+        return "120000"
+    return "100755" if node.mode & stat.S_IXUSR else "100644"
+
+
+def _refused_name(path: bytes) -> bytes:
+    """Give the path up to the first name that git takes nowhere; empty if there is none."""
+    if len(path) > _PATH_BYTES_MAX:
+        return path
+    at = 0
+    for name in path.split(b"/"):
+        at += len(name) + 1
+        if _GIT.fullmatch(name):
+            return path[: at - 1]
+    return b""
+
+
+def _refused(path: bytes, node: Node | None) -> str:
+    """Say what an entry is that git does not have; "" if it does."""
+    if node is None or node.kind == DIRECTORY:
         return ""
     if node.kind == SYMLINK:
-        gitmodules = _folded(path.rpartition("/")[2]) == ".gitmodules"
-        return "git takes no link of this name" if gitmodules else ""
+        hidden = any(map(_GITMODULES.fullmatch, path.split(b"/")))
+        return "a link of a name that git takes for none" if hidden else ""
     if not node.is_file:
-        return "no file, link or directory"
-    if node.size > _FILE_BYTES_MAX:
-        return f"a file of {node.size:,} bytes"
-    return ""
+        return {FIFO: "a FIFO", SOCKET: "a socket"}.get(node.kind, "a device")
+    return f"a file of {node.size:,} bytes" if node.size > _FILE_BYTES_MAX else ""
 
 
-def _inside_git(path: str) -> str:
-    """Give the part of a path that is, or looks to git like, a repository; "" if none does."""
-    names = path.split("/")
-    for number, name in enumerate(names, 1):
-        if _folded(name) in (".git", "git~1"):
-            return "/".join(names[:number])
-    return ""
-
-
-def _folded(name: str) -> str:
-    return name.partition(":")[0].rstrip(". ").casefold()
-
-
-def _rename(before: str, after: str, old: _Blob, new: _Blob) -> str:
-    modes = "" if old.mode == new.mode else f"old mode {old.mode}\nnew mode {new.mode}\n"
-    return (
-        f"{_head(before, after)}{modes}similarity index 100%\n"
-        f"rename from {_quoted(before)}\nrename to {_quoted(after)}\n"
-    )
-
-
-def _head(before: str, after: str) -> str:
-    return f"diff --git {_quoted(f'a/{before}')} {_quoted(f'b/{after}')}\n"
-
-
-def _named(side: str, path: str) -> str:
-    """Name a file before its hunks; a tab tells where a name with blanks ends."""
-    quoted = _quoted(f"{side}/{path}")
-    return f"{quoted}\t" if " " in quoted and not quoted.startswith('"') else quoted
-
-
-def _body(before: str, after: str, old: bytes, new: bytes) -> str:
-    if old == new:
-        return ""
-    texts = _text(old), _text(new)
-    if texts[0] is None or texts[1] is None:
-        return "GIT binary patch\n" + "".join(_literal(new)) + "".join(_literal(old))
-    lines = [_lines(text) for text in texts if text is not None]
-    return "".join((f"--- {before}\n+++ {after}\n", *hunks(*lines)))
-
-
-def _text(data: bytes) -> str | None:
-    """Give text; None is anything that a text file would not carry unchanged."""
-    if b"\0" in data:
-        return None
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def _lines(text: str) -> list[str]:
-    lines = [f"{line}\n" for line in text.split("\n")]
-    last = lines.pop()[:-1]
-    return [*lines, last] if last else lines
-
-
-def _literal(data: bytes) -> Iterator[str]:
-    """Give a content as git writes it: deflated, 52 bytes a line, each with its length before."""
-    yield f"literal {len(data)}\n"
-    packed = zlib.compress(data)
-    for start in range(0, len(packed), _LINE_BYTES):
-        piece = packed[start : start + _LINE_BYTES]
-        length = len(piece)
-        letter = chr(ord("A") + length - 1) if length <= 26 else chr(ord("a") + length - 27)
-        yield f"{letter}{base64.b85encode(piece, pad=True).decode('ascii')}\n"
-    yield "\n"
-
-
-def _digest(data: bytes) -> str:
-    """Give the name of a content in git, which checks it against."""
-    hashed = hashlib.sha1(b"blob %d\0" % len(data), usedforsecurity=False)
-    hashed.update(data)
-    return hashed.hexdigest()
-
-
-def _quoted(name: str, *, always: bool = False) -> str:
-    """Write a name as git does: in quotes, if it has anything but printable ASCII."""
-    told = "".join(_escapes(os.fsencode(name)))
-    return f'"{told}"' if always or told != name else name
-
-
-def _escapes(name: Iterable[int]) -> Iterator[str]:
-    for byte in name:
-        letter = chr(byte)
-        if letter in '"\\':
-            yield f"\\{letter}"
-        elif letter in _NAMED:
-            yield f"\\{_NAMED[letter]}"
-        elif 0x20 <= byte < 0x7F:
-            yield letter
-        else:
-            yield f"\\{byte:03o}"
+def _told_mode(mode: int, what: str = "its mode, but for the right to be executed") -> str:
+    return f"{what} ({mode & 0o7777:04o})"

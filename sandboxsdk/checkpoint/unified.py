@@ -1,4 +1,4 @@
-"""The hunks of a unified diff between two texts. (pure)
+"""How a patch is written: names, headers, and the hunks of a unified diff. (pure)
 
 What both texts begin and end with is cut off first. Lines that occur once in both texts are the
 anchors (patience diff: B. Cohen), the longest rising sequence of them is kept, and what lies
@@ -9,14 +9,17 @@ wait.
 
 from __future__ import annotations
 
+import base64
 import bisect
+import hashlib
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import final
 
-CONTEXT = 3
+_CONTEXT = 3
 # A line costs about a hundred bytes while lines are compared. More of them are replaced whole.
 _LINES_MAX = 2_000_000
 # Each level reads all lines that are left, and a text can be made that has an anchor per level.
@@ -25,10 +28,69 @@ _LEVELS_MAX = 24
 _COMPARED_MAX = 40_000
 # Steps of comparing in full, for all gaps together: a few seconds.
 _STEPS_MAX = 20_000_000
+_ESCAPES = dict(zip(b'\a\b\t\n\v\f\r"\\', 'abtnvfr"\\', strict=True))
+_BINARY_LINE_BYTES = 52
 _NO_NEWLINE = "\\ No newline at end of file"
 
 Block = tuple[int, int, int]
 Stretch = tuple[int, int, int, int]
+
+
+# --- Names and headers ----------------------------------------------------------------------------
+
+
+def head(before: bytes, after: bytes) -> str:
+    """Give the line that each part begins with."""
+    # git needs no quotes because of a blank, patch does.
+    names = [
+        quoted(side + path, always=b" " in path) for side, path in ((b"a/", before), (b"b/", after))
+    ]
+    return f"diff --git {' '.join(names)}\n"
+
+
+def changed_mode(old: str, new: str) -> str:
+    """Give the headers of another mode, if it is another."""
+    return "" if old == new else f"old mode {old}\nnew mode {new}\n"
+
+
+def named(side: bytes, path: bytes) -> str:
+    """Name a file before its hunks; a tab tells where a name with blanks ends, but not to patch if
+    the last is one.
+    """
+    blank = path.endswith(b" ")
+    return quoted(side + path, always=blank) + ("\t" if b" " in path and not blank else "")
+
+
+def digest(data: bytes) -> str:
+    """Give the name of a content in git, which checks it."""
+    hashed = hashlib.sha1(b"blob %d\0" % len(data), usedforsecurity=False)
+    hashed.update(data)
+    return hashed.hexdigest()
+
+
+def quoted(name: bytes, *, always: bool = False) -> str:
+    """Write a name as git does: in quotes, if it has anything but printable ASCII."""
+    told = "".join(map(_escaped, name))
+    return f'"{told}"' if always or len(told) != len(name) else told
+
+
+def _escaped(byte: int) -> str:
+    if byte in _ESCAPES:
+        return f"\\{_ESCAPES[byte]}"
+    return chr(byte) if 0x20 <= byte < 0x7F else f"\\{byte:03o}"
+
+
+# --- What stands below them -----------------------------------------------------------------------
+
+
+def body(before: str, after: str, old: bytes, new: bytes) -> str:
+    """Give what stands below the headers of a file: hunks, or both contents if one is no text."""
+    if old == new:
+        return ""
+    was, now = _text(old), _text(new)
+    if was is None or now is None:
+        return "".join(("GIT binary patch\n", *_literal(new), *_literal(old)))
+    return "".join((f"--- {before}\n+++ {after}\n", *hunks(was, now)))
 
 
 def hunks(old: str, new: str) -> Iterator[str]:
@@ -53,7 +115,7 @@ def hunks(old: str, new: str) -> Iterator[str]:
     theirs = _lines(new[lead : new_end + trail - old_end])
     group: list[Stretch] = []
     for change in _changes(ours, theirs):
-        if group and change[0] - group[-1][1] > 2 * CONTEXT:
+        if group and change[0] - group[-1][1] > 2 * _CONTEXT:
             yield _hunk(ours, theirs, group, before)
             group = []
         group.append(change)
@@ -61,13 +123,38 @@ def hunks(old: str, new: str) -> Iterator[str]:
         yield _hunk(ours, theirs, group, before)
 
 
-def signed(sign: str, text: str) -> str:
+def _signed(sign: str, text: str) -> str:
     """Put a sign before each line, and say so if the last one lacks its newline."""
     if not text:
         return ""
     ended = text.endswith("\n")
     lines = (text[:-1] if ended else text).replace("\n", f"\n{sign}")
     return f"{sign}{lines}\n" if ended else f"{sign}{lines}\n{_NO_NEWLINE}\n"
+
+
+# --- Text or not ----------------------------------------------------------------------------------
+
+
+def _text(data: bytes) -> str | None:
+    """Give text; None is anything that a text file would not carry unchanged."""
+    if b"\0" in data:
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _literal(data: bytes) -> Iterator[str]:
+    """Give a content as git writes it: deflated, 52 bytes a line, each with its length before."""
+    yield f"literal {len(data)}\n"
+    packed = zlib.compress(data)
+    for start in range(0, len(packed), _BINARY_LINE_BYTES):
+        piece = packed[start : start + _BINARY_LINE_BYTES]
+        length = len(piece)
+        letter = chr(ord("A") + length - 1) if length <= 26 else chr(ord("a") + length - 27)
+        yield f"{letter}{base64.b85encode(piece, pad=True).decode('ascii')}\n"
+    yield "\n"
 
 
 # --- What both texts begin and end with -----------------------------------------------------------
@@ -105,7 +192,7 @@ def _begins_line(text: str, at: int) -> bool:
 
 def _before(text: str, at: int) -> int:
     """Give where the lines of context before a line begin."""
-    for _ in range(CONTEXT):
+    for _ in range(_CONTEXT):
         if at:
             at = text.rfind("\n", 0, at - 1) + 1
     return at
@@ -113,7 +200,7 @@ def _before(text: str, at: int) -> int:
 
 def _after(text: str, at: int) -> int:
     """Give where the lines of context behind a line end."""
-    for _ in range(CONTEXT):
+    for _ in range(_CONTEXT):
         at = text.find("\n", at) + 1 or len(text)
     return at
 
@@ -136,7 +223,7 @@ def _replacement(before: int, pieces: tuple[str, str, str, str]) -> str:
     head, old, new, tail = pieces
     around = _count(head) + _count(tail)
     ours, theirs = around + _count(old), around + _count(new)
-    body = signed(" ", head) + signed("-", old) + signed("+", new) + signed(" ", tail)
+    body = _signed(" ", head) + _signed("-", old) + _signed("+", new) + _signed(" ", tail)
     return f"@@ -{_range(before, ours)} +{_range(before, theirs)} @@\n{body}"
 
 
@@ -145,7 +232,7 @@ def _count(text: str) -> int:
 
 
 def _hunk(old: Sequence[str], new: Sequence[str], group: Sequence[Stretch], before: int) -> str:
-    start, end = max(group[0][0] - CONTEXT, 0), min(group[-1][1] + CONTEXT, len(old))
+    start, end = max(group[0][0] - _CONTEXT, 0), min(group[-1][1] + _CONTEXT, len(old))
     begin = group[0][2] - (group[0][0] - start)
     finish = group[-1][3] + (end - group[-1][1])
     ranges = _range(before + start, end - start), _range(before + begin, finish - begin)

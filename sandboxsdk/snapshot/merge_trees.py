@@ -100,6 +100,7 @@ class _Frame:
         waiting: names that are not merged yet.
         owner: whose new entries are.
         gone: the task removed it.
+        lost: base has it, or one above it, and `there` has not: nothing new is put there.
     """
 
     __slots__ = (
@@ -109,11 +110,11 @@ class _Frame:
         "changed",
         "expected",
         "gone",
+        "lost",
         "name",
         "new",
         "nodes",
         "owner",
-        "path",
         "place",
         "rebased",
         "replaced",
@@ -133,11 +134,13 @@ class _Frame:
         self.above, self.name = above, name
         self.base, self.new, self.there, self.place = base, new, there, place
         self.gone: bool = new is None
-        prefix = above.path + b"/" if above is not None and above.path else b""
-        self.path: bytes = prefix + name
+        inherited = above is not None and above.lost
+        self.lost: bool = there is None and (inherited or base is not None)
         self.owner: tuple[int, int] = (0, 0)
         if there is not None:
             self.owner = (there.uid, there.gid)
+        elif place is not None:
+            self.owner = (place.uid, place.gid)
         elif above is not None:
             self.owner = above.owner
         self.nodes: dict[bytes, Node] = _by_name(there)
@@ -148,6 +151,16 @@ class _Frame:
         self.rebased: bool = False
         names = {*self.expected, *_by_name(new)}
         self.waiting: list[bytes] = sorted(names, reverse=True)
+
+    @property
+    def path(self) -> bytes:
+        """The path from the root. It is not kept: those of a deep tree would have gigabytes."""
+        names = []
+        frame = self
+        while frame.above is not None:
+            names.append(frame.name)
+            frame = frame.above
+        return b"/".join(reversed(names))
 
 
 def _by_name(directory: Directory | None) -> dict[bytes, Node]:
@@ -220,7 +233,7 @@ class _Merge:
         old, new, there = frame.bases.get(name), news.get(name), frame.nodes.get(name)
         if old == new:
             return None
-        path = frame.path + b"/" + name if frame.path else name
+        path = frame.path + b"/" + name if frame.above is not None else name
         is_directory = (new or old or Node(name, FIFO)).kind == DIRECTORY
         if self._held(path, is_directory):
             if not equal_below(self._shelf, old, new) and not equal_below(self._shelf, new, there):
@@ -236,7 +249,7 @@ class _Merge:
             return None
         if equal_below(self._shelf, new, there):
             _settle(frame, name, new)
-        elif self._is_free(path, old, there):
+        elif self._is_free(frame, path, old, there):
             self._take(frame, name, new, there)
         else:
             self._conflicts.add(path)
@@ -256,35 +269,33 @@ class _Merge:
                 return None
             if here is None:
                 # Something else took the place of the directory that the task removed.
-                return self._clash(frame, path, None, there)
-        elif was is None and here is None and not self._is_free(path, old, there):
+                self._conflicts.add(path)
+                if self._force:
+                    self._take(frame, name, None, there)
+                return None
+        elif was is None and here is None and not self._is_free(frame, path, old, there):
             self._conflicts.add(path)
             if not self._force:
                 return None
         return _Frame(frame, name, was, self._directory(new), here, there)
 
-    def _clash(
-        self, frame: _Frame, path: bytes, new: Node | None, there: Node | None
-    ) -> _Frame | None:
-        self._conflicts.add(path)
-        if self._force:
-            self._take(frame, path.rpartition(b"/")[2], new, there)
-        return None
-
-    def _is_free(self, path: bytes, old: Node | None, there: Node | None) -> bool:
+    def _is_free(self, frame: _Frame, path: bytes, old: Node | None, there: Node | None) -> bool:
         """Say whether `there` has what the task began with, all below it included."""
         return (
-            equal_below(self._shelf, old, there)
+            not frame.lost
+            and equal_below(self._shelf, old, there)
             and not self._moved(path, old is not None)
             and not self._is_moved_below(path, there)
         )
 
     def _is_moved_below(self, path: bytes, node: Node | None) -> bool:
-        stack = [(path, node)]
+        stack, seen = [(path, node)], 0
         while stack:
             at, found = stack.pop()
             directory = self._directory(found)
             for below in directory.nodes if directory is not None else ():
+                seen += 1
+                check_limits(seen, 0)
                 one = at + b"/" + below.name
                 if self._moved(one, True):
                     return True
@@ -302,16 +313,16 @@ class _Merge:
         taken = msgspec.structs.replace(new, mode=new.mode & FILE_BITS, link=0)
         old = frame.bases.get(name)
         if there is not None and there.is_file and new.is_file:
-            attributes = _attributes(
-                old.attributes if old else (), new.attributes, there.attributes
-            )
+            before = old.attributes if old is not None else ()
+            attributes = _attributes(before, new.attributes, there.attributes)
             taken = msgspec.structs.replace(taken, attributes=attributes)
         if self._now is not None:
             taken = msgspec.structs.replace(taken, mtime=self._now)
         if self._owned:
             uid, gid = frame.owner
-            if there is not None and there.kind != DIRECTORY:
-                uid, gid = there.uid, there.gid
+            if there is not None:
+                place = self._directory(there) or there
+                uid, gid = place.uid, place.gid
             taken = msgspec.structs.replace(taken, uid=uid, gid=gid)
         frame.nodes[name] = taken
 
@@ -319,18 +330,38 @@ class _Merge:
 
     def _finish(self, frame: _Frame) -> tuple[bytes | None, bytes | None]:
         """Give the digests of the two results for a directory; None where there is none."""
-        return self._result(frame), self._expectation(frame)
+        refused = self._is_refused(frame)
+        if refused:
+            self._conflicts.add(frame.path or b".")
+            refused = not self._force
+        return self._result(frame, refused=refused), self._expectation(frame, refused=refused)
 
-    def _result(self, frame: _Frame) -> bytes | None:
+    def _is_refused(self, frame: _Frame) -> bool:
+        """Say whether the directory itself, apart from its names, is a conflict."""
+        base, new, there = frame.base, frame.new, frame.there
+        if base is None:
+            return False  # Both made it: what is there keeps its mode.
+        if new is None:
+            # Whatever its mode is: of a run that was stopped there are directories half made.
+            return not frame.nodes and self._moved(frame.path, True)
+        old, wanted = base.mode & DIRECTORY_BITS, new.mode & DIRECTORY_BITS
+        now = there.mode & DIRECTORY_BITS if there is not None else None
+        if wanted in (old, now):
+            return False
+        return now != old or self._moved(frame.path, True)
+
+    def _result(self, frame: _Frame, *, refused: bool) -> bytes | None:
         there, new = frame.there, frame.new
-        if frame.gone and frame.above is not None and not frame.nodes:
+        if frame.gone and not frame.nodes and not refused:
             return None
         if there is None:
-            if new is None or (not frame.nodes and frame.base is not None):
+            forced = self._force and frame.path in self._conflicts
+            if new is None or (frame.lost and not frame.nodes and not forced):
                 return None  # The user removed it, and nothing of the task's goes there.
             mode, attributes, changed = new.mode & DIRECTORY_BITS, new.attributes, True
         else:
-            mode, changed = self._mode(frame, there), frame.changed
+            mode = _mode(frame, there, refused=refused)
+            changed = frame.changed
             same = not changed and not frame.replaced
             attributes = there.attributes
             if new is not None:
@@ -350,39 +381,34 @@ class _Merge:
         nodes = [frame.nodes[name] for name in sorted(frame.nodes)]
         return write_directory(self._shelf, Directory(mode, mtime, uid, gid, attributes, nodes))
 
-    def _mode(self, frame: _Frame, there: Directory) -> int:
-        """Merge the mode of a directory that is there."""
-        base, new = frame.base, frame.new
-        if base is None or new is None:
-            return there.mode
-        old, wanted = base.mode & DIRECTORY_BITS, new.mode & DIRECTORY_BITS
-        now = there.mode & DIRECTORY_BITS
-        if wanted in (old, now):
-            return there.mode
-        if now != old or self._moved(frame.path, True):
-            self._conflicts.add(frame.path or b".")
-            if not self._force:
-                return there.mode
-        return wanted
-
-    def _expectation(self, frame: _Frame) -> bytes | None:
+    def _expectation(self, frame: _Frame, *, refused: bool) -> bytes | None:
         """Give what `base` becomes, empty where it stays what it is."""
         base, new = frame.base, frame.new
-        if frame.gone and frame.above is not None and not frame.expected:
+        if frame.gone and not frame.expected and not refused:
             return None
         nodes = [frame.expected[name] for name in sorted(frame.expected)]
         if base is None:
-            taken = new is not None and (nodes or not new.nodes)
-            if not taken or new is None:
-                return b""
+            assert new is not None
             return write_directory(self._shelf, msgspec.structs.replace(new, nodes=nodes))
-        mode = base.mode
-        if new is not None and (mode ^ new.mode) & DIRECTORY_BITS and frame.there is not None:
-            refused = not self._force and (frame.path or b".") in self._conflicts
-            mode = base.mode if refused else new.mode & DIRECTORY_BITS
-        if not frame.rebased and mode == base.mode:
+        mode, attributes = base.mode, base.attributes
+        if new is not None and not refused:
+            if (mode ^ new.mode) & DIRECTORY_BITS:
+                mode = new.mode & DIRECTORY_BITS
+            if frame.there is not None:
+                attributes = new.attributes
+        if not frame.rebased and (mode, attributes) == (base.mode, base.attributes):
             return b""
-        return write_directory(self._shelf, msgspec.structs.replace(base, mode=mode, nodes=nodes))
+        kept = msgspec.structs.replace(base, mode=mode, attributes=attributes, nodes=nodes)
+        return write_directory(self._shelf, kept)
+
+
+def _mode(frame: _Frame, there: Directory, *, refused: bool) -> int:
+    """Merge the mode of a directory that is there."""
+    base, new = frame.base, frame.new
+    if base is None or new is None or refused or not (base.mode ^ new.mode) & DIRECTORY_BITS:
+        return there.mode
+    wanted = new.mode & DIRECTORY_BITS
+    return there.mode if wanted == there.mode & DIRECTORY_BITS else wanted
 
 
 def _settle(frame: _Frame, name: bytes, new: Node | None) -> None:

@@ -63,7 +63,9 @@ def note_names(root: int, limit: int, exclude: Exclude | None) -> bytes | None:
                             continue
                         if len(found) >= limit:
                             return None
-                        found[path] = _number(entry.inode(), is_directory=inner)
+                        # What a directory lists as its inode is another one on some file systems.
+                        inode = entry.stat(follow_symlinks=False).st_ino if inner else entry.inode()
+                        found[path] = _number(inode, is_directory=inner)
                         if inner:
                             waiting.append((*names, plain))
             finally:

@@ -79,7 +79,7 @@ def test_the_best_fork_is_taken_back(work, home, kind, runtime):
         with pytest.raises(CheckpointNotFound):
             box.restore(attempts[0])
     with Sandbox(task) as box:
-        # The forks are gone with their block, and what they kept is there until garbage is collected.
+        # The forks are gone with their block; what they kept is there until garbage is collected.
         box.restore(attempts[1])
         assert text(box) == "f\none\n1\n"
 
