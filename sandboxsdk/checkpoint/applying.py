@@ -9,12 +9,14 @@ the next application begins: so one that was interrupted is ended by doing it on
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import final
 
 import msgspec
 
 from sandboxsdk import clock, ids
-from sandboxsdk.errors import ApplyConflict, CapabilityError, Conflict
+from sandboxsdk.errors import ApplyConflict, CapabilityError, Conflict, FileConflict
 from sandboxsdk.model import (
     APPLIED,
     APPLYING,
@@ -23,27 +25,28 @@ from sandboxsdk.model import (
     ApplyReport,
     Beginning,
     CheckpointRecord,
-    Points,
     is_allowed,
     is_held,
 )
 from sandboxsdk.snapshot import (
     DIRECTORY,
+    FILE,
     Captured,
     Merged,
+    Node,
     Restored,
     compare_trees,
     merge_trees,
     read_directory,
     restore_in_place,
 )
-from sandboxsdk.store import Store, Writer
+from sandboxsdk.store import BLOB, OBJECT_BYTES_MAX, Store, Writer
 from sandboxsdk.workspace import Target
 
+from .git_index import staged
 from .history import History
 from .recording import record_of
 
-_REPOSITORY = {b"HEAD", b"objects", b"refs"}
 Moves = Callable[[bytes, bool], bool]
 
 
@@ -60,7 +63,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def apply(
-    history: History, target: Target, asked: Asked, moved: Callable[[Beginning], Moves]
+    history: History,
+    target: Target,
+    asked: Asked,
+    moved: Callable[[Beginning, Callable[[bytes], bool]], Moves],
 ) -> ApplyReport:
     """Bring what a task changed into a directory: all of it, or nothing if there is a conflict.
 
@@ -84,18 +90,20 @@ def apply(
         there = target.capture(writer, history.store, None)
         _check_steady(there.captured, target.path)
         base, now = bytes.fromhex(present.base.tree), present.captured.tree
-        known, before = _known(writer, points, target.path, base, there.captured.tree)
-        if known != base:
-            writer.commit()  # They are compared in the store.
+        last = points.applied.get(target.path)
+        known = base if last is None else bytes.fromhex(last.expected)
+        before = _before(writer, points.applying.get(target.path), there.captured.tree)
         settled = _paths(history.store, base, known)
-        moves = moved(present.base)
+        trees = [_Listings(writer, tree) for tree in (known, now, before)]
+        moves = moved(present.base, trees[0].has_directory)
         merged = merge_trees(
             writer,
             base=known,
             new=now,
-            there=there.captured.tree,
+            there=before,
             moved=lambda path, there: path not in settled and moves(path, there),
-            held=_holding(writer, now, asked.allow),
+            held=_holding(trees, asked.allow),
+            alike=lambda path, one, two: _are_alike(writer, path, one, two),
             force=asked.force,
             now=clock.now_ns(),
             owned=os.geteuid() == 0,
@@ -118,7 +126,7 @@ def undo(history: History, target: Target, application: str) -> ApplyReport:
     with history.alone(), history.store.writing() as writer:
         points = history.points()
         last = points.applied.get(target.path)
-        if last is None or last.id != application or target.path in points.applying:
+        if last is None or last.id != application:
             kept = last.saved if last is not None else None
             raise Conflict(
                 reason=f"something else was applied to {target.path} since",
@@ -126,18 +134,18 @@ def undo(history: History, target: Target, application: str) -> ApplyReport:
             )
         there = target.capture(writer, history.store, None)
         _check_steady(there.captured, target.path)
+        before = _before(writer, points.applying.get(target.path), there.captured.tree)
         merged = merge_trees(
             writer,
             base=bytes.fromhex(last.after),
             new=bytes.fromhex(last.before),
-            there=there.captured.tree,
-            owned=os.geteuid() == 0,
+            there=before,
         )
         # What is known of the directory is what was known before.
         merged = msgspec.structs.replace(merged, expected=bytes.fromhex(last.known))
         run = _Run(history, target, writer, began)
         known = bytes.fromhex(last.expected)
-        report = run.carry_out(merged, there.captured, known, there.captured.tree, force=False)
+        report = run.carry_out(merged, there.captured, known, before, force=False)
     there.remember()
     return report
 
@@ -162,7 +170,7 @@ class _Run:
         if merged.conflicts and not force:
             raise ApplyConflict(to=target.path, paths=list(merged.conflicts))
         added = writer.commit()
-        changes = compare_trees(history.store, there.tree, merged.tree)
+        changes = compare_trees(history.store, before, merged.tree)
         begun = Applying(
             id=ids.new_id(),
             to=target.path,
@@ -173,23 +181,24 @@ class _Run:
             saved="",
         )
         done = Restored()
-        if merged.tree != there.tree:
-            kept = self._kept(there, begun.id, added)
+        if merged.tree != before or merged.tree != there.tree:
+            # Of one that was interrupted, what there was before it began.
+            kept = self._kept(msgspec.structs.replace(there, tree=before), begun.id, added)
             begun = msgspec.structs.replace(begun, saved=kept.id)
-            with target.writing() as root:
+            with target.writing() as root, _telling(target.path):
                 done = restore_in_place(
                     history.store,
                     root,
                     current=there.tree,
                     target=merged.tree,
                     owners=(lambda uid, gid: (uid, gid)) if os.geteuid() == 0 else None,
-                    spare=target.exclude or (lambda _path, _is_directory: False),
+                    spare=target.exclude,
                     shown=f"{target.path}/",
                     begun=lambda: self._begin(begun, kept),
                     guarded=True,
                 )
             history.note(APPLIED, begun)
-        elif merged.expected != known:
+        elif merged.expected != known or target.path in history.points().applying:
             history.note(APPLYING, begun)
             history.note(APPLIED, begun)
         return ApplyReport(
@@ -221,33 +230,20 @@ class _Run:
         )
 
 
-def _known(
-    writer: Writer, points: Points, to: str, base: bytes, there: bytes
-) -> tuple[bytes, bytes]:
-    """Give the tree that a directory is known to have had, and the tree that undoing leads to.
-
-    Of an application that was interrupted, what was done counts, as far as the directory shows it.
+def _before(writer: Writer, begun: Applying | None, there: bytes) -> bytes:
+    """Give the tree that a directory had, or would have if an application that was interrupted had
+    never begun: what others changed since is in it.
     """
-    last = points.applied.get(to)
-    known = base if last is None else bytes.fromhex(last.expected)
-    begun = points.applying.get(to)
     if begun is None:
-        return known, there
-    done = merge_trees(
-        writer,
-        base=known,
-        new=bytes.fromhex(begun.expected),
-        there=there,
-        moved=lambda _path, _present: True,
-    )
+        return there
     undone = merge_trees(
         writer,
         base=bytes.fromhex(begun.after),
         new=bytes.fromhex(begun.before),
         there=there,
-        owned=os.geteuid() == 0,
+        remnants=True,
     )
-    return done.expected, undone.tree
+    return undone.tree
 
 
 def _paths(store: Store, base: bytes, known: bytes) -> set[bytes]:
@@ -257,32 +253,77 @@ def _paths(store: Store, base: bytes, known: bytes) -> set[bytes]:
     return {os.fsencode(change.path) for change in compare_trees(store, base, known)}
 
 
+@final
+class _Listings:
+    """What the directories of a tree list; each is read once."""
+
+    def __init__(self, writer: Writer, root: bytes) -> None:
+        self._writer = writer
+        self._known: dict[tuple[str, ...], dict[str, Node]] = {(): self._read(root)}
+
+    def names(self, path: tuple[str, ...]) -> Collection[str]:
+        """Give the names in a directory; none, if there is no such directory."""
+        start = len(path)
+        while path[:start] not in self._known:
+            start -= 1
+        for end in range(start + 1, len(path) + 1):
+            node = self._known[path[: end - 1]].get(path[end - 1])
+            inside = node is not None and node.kind == DIRECTORY
+            self._known[path[:end]] = self._read(node.content) if node and inside else {}
+        return self._known[path]
+
+    def has_directory(self, path: bytes) -> bool:
+        """Say whether there is a directory at a path."""
+        names = tuple(os.fsdecode(path).split("/"))
+        self.names(names[:-1])
+        node = self._known[names[:-1]].get(names[-1])
+        return node is not None and node.kind == DIRECTORY
+
+    def _read(self, digest: bytes) -> dict[str, Node]:
+        nodes = read_directory(self._writer, digest).nodes
+        return {os.fsdecode(node.name): node for node in nodes}
+
+
 def _holding(
-    writer: Writer, tree: bytes, allow: tuple[tuple[str, ...], ...]
+    trees: list[_Listings], allow: tuple[tuple[str, ...], ...]
 ) -> Callable[[bytes, bool], bool]:
-    """Say which changes of a tree are held back."""
+    """Say which changes are held back: told by what a directory has, had or will have."""
 
     def holds(path: bytes, is_directory: bool) -> bool:  # noqa: FBT001 - as it is called
         names = tuple(os.fsdecode(path).split("/"))
-        in_repository = names[-1].casefold() in ("config", "config.worktree", "hooks", "commondir")
-        if in_repository:
-            in_repository = _is_repository(writer, tree, path.split(b"/")[:-1])
-        return is_held(
-            names, is_directory=is_directory, in_repository=in_repository
-        ) and not is_allowed(names, allow)
+
+        def beside() -> set[str]:
+            return {name for tree in trees for name in tree.names(names[:-1])}
+
+        held = is_held(names, is_directory=is_directory, beside=beside)
+        return held and not is_allowed(names, allow)
 
     return holds
 
 
-def _is_repository(writer: Writer, tree: bytes, names: list[bytes]) -> bool:
-    """Tell whether a directory of a tree looks like a bare git repository."""
-    nodes = read_directory(writer, tree).nodes
-    for name in names:
-        found = next((node for node in nodes if node.name == name), None)
-        if found is None or found.kind != DIRECTORY:
-            return False
-        nodes = read_directory(writer, found.content).nodes
-    return {node.name for node in nodes} >= _REPOSITORY
+def _are_alike(writer: Writer, path: bytes, one: Node, two: Node) -> bool:
+    """Say whether two files differ only in what git notes down by itself: any look at a repository
+    renews what its index says of times and inodes.
+    """
+    if not path.endswith(b".git/index") or not (one.kind == two.kind == FILE):
+        return False
+    if max(one.size, two.size) > OBJECT_BYTES_MAX or not (one.size and two.size):
+        return False
+    first = staged(writer.read(BLOB, one.content))
+    return first is not None and first == staged(writer.read(BLOB, two.content))
+
+
+@contextmanager
+def _telling(to: str) -> Iterator[None]:
+    """Tell of what was found to be in the way before anything was written as of any conflict."""
+    try:
+        yield
+    except FileConflict as error:
+        place = error.fields.get("place")
+        if place is None:
+            raise
+        hint = "move what is excluded out of that directory, then apply again; nothing was written"
+        raise ApplyConflict(to=to, paths=[place], hint=hint) from error
 
 
 def _check_steady(captured: Captured, where: str) -> None:

@@ -179,6 +179,13 @@ class _Links:
         return self._known.get(tree, {})
 
 
+def _all_above(path: bytes) -> Iterator[bytes]:
+    """Give the paths of the directories above a path."""
+    while b"/" in path:
+        path = path.rpartition(b"/")[0]
+        yield path
+
+
 @final
 class _Patch:
     """Decides what goes into the patch, then writes it.
@@ -209,7 +216,10 @@ class _Patch:
         self._renamed = {
             path: before
             for path, before in moved.items()
-            if path in self._created and before in self._removed
+            if path in self._created
+            and before in self._removed
+            # patch would follow a link that is to become a directory.
+            and not any(above in self._removed for above in _all_above(path))
         }
         self._name_modes()
         self._name_directories()

@@ -46,7 +46,7 @@ from .tree import (
     read_parts,
 )
 from .victims import name_victims
-from .writing import Supply
+from .writing import Supply, is_leftover
 
 __all__ = [
     "BLOCK",
@@ -82,6 +82,7 @@ __all__ = [
     "contents_matter",
     "damaged_paths",
     "excluding",
+    "is_leftover",
     "make_change",
     "merge_trees",
     "name_victims",

@@ -250,6 +250,7 @@ class Acting:
                 if error.errno != errno.ELOOP:
                     raise
                 continue
+            self._remove_leftovers(self._directories.open(place), wanted)
             stack.append((place, None))
             for node in self._trees.directory(wanted).nodes:
                 if node.kind == DIRECTORY:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .compare_trees import same_content
+from .measure import check_limits
 from .tree import DIRECTORY, SYMLINK, Node, Objects, read_directory
 
 DIRECTORY_BITS = 0o1777
@@ -10,8 +11,14 @@ FILE_BITS = 0o777
 
 
 def equal_below(reader: Objects, one: Node | None, two: Node | None) -> bool:
-    """Compare two entries and all below them; None is that there is none."""
+    """Compare two entries and all below them; None is that there is none.
+
+    Raises:
+        LimitExceeded: there is more than a checkpoint may hold.
+    """
     stack = [(one, two)]
+    # Directories that share what is below them are compared once.
+    seen: set[tuple[bytes, bytes]] = set()
     while stack:
         first, second = stack.pop()
         if first is None or second is None:
@@ -19,8 +26,11 @@ def equal_below(reader: Objects, one: Node | None, two: Node | None) -> bool:
                 return False
             continue
         if first.kind == second.kind == DIRECTORY:
-            if first.content == second.content:
+            pair = first.content, second.content
+            if first.content == second.content or pair in seen:
                 continue
+            seen.add(pair)
+            check_limits(len(seen), 0)
             a = read_directory(reader, first.content)
             b = read_directory(reader, second.content)
             if (a.mode ^ b.mode) & DIRECTORY_BITS:
@@ -28,6 +38,25 @@ def equal_below(reader: Objects, one: Node | None, two: Node | None) -> bool:
             ours = {node.name: node for node in a.nodes}
             theirs = {node.name: node for node in b.nodes}
             stack += [(ours.get(name), theirs.get(name)) for name in {*ours, *theirs}]
+        elif not _same_leaf(reader, first, second):
+            return False
+    return True
+
+
+def part_of(reader: Objects, part: Node, whole: Node) -> bool:
+    """Say whether an entry has nothing but what another has, whatever modes directories have."""
+    stack = [(part, whole)]
+    while stack:
+        first, second = stack.pop()
+        if first.kind == second.kind == DIRECTORY:
+            if first.content == second.content:
+                continue
+            known = {node.name: node for node in read_directory(reader, second.content).nodes}
+            for node in read_directory(reader, first.content).nodes:
+                twin = known.get(node.name)
+                if twin is None:
+                    return False
+                stack.append((node, twin))
         elif not _same_leaf(reader, first, second):
             return False
     return True

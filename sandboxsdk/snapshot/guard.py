@@ -7,10 +7,13 @@ import stat
 from typing import final
 
 from sandboxsdk.errors import FileConflict
+from sandboxsdk.host import Opener, has_openat2
 
 from .measure import Trees
-from .plan import Place
+from .opened import OpenDirectories, list_directory
+from .plan import Place, Plan
 from .tree import DIRECTORY, FIFO, FILE, PARTS, SYMLINK, Node
+from .writing import is_leftover
 
 _KINDS = {
     FILE: stat.S_IFREG,
@@ -73,6 +76,46 @@ class Guard:
             nodes = self._trees.directory(digest).nodes if digest else ()
             known = self._known[place] = {node.name: node for node in nodes}
         return known
+
+
+def check_replaced(trees: Trees, root: int, made: Plan, shown: str) -> None:
+    """Look whether a directory that is to become something else holds what its tree does not know.
+
+    Raises:
+        FileConflict: it does; `place` is its path.
+    """
+    taken = {(place, node.name) for place, node in made.entries}
+    directories = OpenDirectories(Opener(with_openat2=has_openat2()), root)
+    try:
+        for place, node in made.removals:
+            if node.kind == DIRECTORY and (place, node.name) in taken:
+                top = Place(place, node.name)
+                if not _is_known(trees, directories, top, node.content):
+                    raise FileConflict(
+                        path=shown + os.fsdecode(top.path()),
+                        place=os.fsdecode(top.path()),
+                        reason="holds something that is excluded, and is to become another thing",
+                    )
+    finally:
+        directories.close()
+
+
+def _is_known(trees: Trees, directories: OpenDirectories, top: Place, digest: bytes) -> bool:
+    stack = [(top, digest)]
+    while stack:
+        at, now = stack.pop()
+        known = {node.name: node for node in trees.directory(now).nodes}
+        try:
+            listed = list_directory(directories.open(at))
+        except OSError:
+            continue  # Gone, or something else by now: that is seen when it is its turn.
+        for name, is_directory in listed:
+            node = known.get(name)
+            if node is None and not is_leftover(name):
+                return False
+            if node is not None and is_directory and node.kind == DIRECTORY:
+                stack.append((Place(at, name), node.content))
+    return True
 
 
 def _is_same(node: Node, found: os.stat_result) -> bool:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Protocol, final
+from typing import NamedTuple, Protocol, final
 
 import msgspec
 
-from .equality import DIRECTORY_BITS, FILE_BITS, equal_below
+from .equality import DIRECTORY_BITS, FILE_BITS, equal_below, part_of
 from .measure import NOT_MADE, check_limits
 from .tree import (
     DIRECTORY,
@@ -28,6 +28,7 @@ from .tree import (
 )
 
 Judge = Callable[[bytes, bool], bool]
+Alike = Callable[[bytes, Node, Node], bool]
 
 
 class Shelf(Objects, Protocol):
@@ -63,6 +64,8 @@ def merge_trees(
     there: bytes,
     moved: Judge = lambda _path, _present: False,
     held: Judge = lambda _path, _is_directory: False,
+    alike: Alike = lambda _path, _one, _two: False,
+    remnants: bool = False,
     force: bool = False,
     now: int | None = None,
     owned: bool = False,
@@ -75,6 +78,9 @@ def merge_trees(
         moved: says that what `base` has at a path (or, told False, that it has nothing) is not what
             it was: then no change is taken over there.
         held: says that changes at a path, and below it, are not taken over.
+        alike: says that two files are as good as equal, where they are not.
+        remnants: where a directory becomes something else, or the other way round, what is half
+            there of either is ours.
         force: let `new` win where there is a conflict.
         now: UTC nanoseconds that what is taken over has for its time; None is its own.
         owned: what is taken over belongs to whom its file, or its directory, belongs in `there`.
@@ -83,7 +89,20 @@ def merge_trees(
         LimitExceeded: more differs than a checkpoint may hold.
         Corrupt: a tree is missing or damaged.
     """
-    return _Merge(shelf, moved, held, force=force, now=now, owned=owned).run(base, new, there)
+    asked = _Asked(moved, held, alike, remnants, force, now, owned)
+    return _Merge(shelf, asked).run(base, new, there)
+
+
+class _Asked(NamedTuple):
+    """What `merge_trees` was asked for."""
+
+    moved: Judge
+    held: Judge
+    alike: Alike
+    remnants: bool
+    force: bool
+    now: int | None
+    owned: bool
 
 
 @final
@@ -169,11 +188,9 @@ def _by_name(directory: Directory | None) -> dict[bytes, Node]:
 
 @final
 class _Merge:
-    def __init__(
-        self, shelf: Shelf, moved: Judge, held: Judge, *, force: bool, now: int | None, owned: bool
-    ) -> None:
-        self._shelf, self._moved, self._held = shelf, moved, held
-        self._force, self._now, self._owned = force, now, owned
+    def __init__(self, shelf: Shelf, asked: _Asked) -> None:
+        self._shelf, self._asked = shelf, asked
+        self._moved, self._held, self._force = asked.moved, asked.held, asked.force
         self._conflicts: set[bytes] = set()
         self._kept_back: set[bytes] = set()
         self._skipped: set[bytes] = set()
@@ -249,7 +266,7 @@ class _Merge:
             return None
         if equal_below(self._shelf, new, there):
             _settle(frame, name, new)
-        elif self._is_free(frame, path, old, there):
+        elif self._is_free(frame, path, old, new, there):
             self._take(frame, name, new, there)
         else:
             self._conflicts.add(path)
@@ -273,20 +290,35 @@ class _Merge:
                 if self._force:
                     self._take(frame, name, None, there)
                 return None
-        elif was is None and here is None and not self._is_free(frame, path, old, there):
+        elif was is None and here is None and not self._is_free(frame, path, old, new, there):
             self._conflicts.add(path)
             if not self._force:
                 return None
         return _Frame(frame, name, was, self._directory(new), here, there)
 
-    def _is_free(self, frame: _Frame, path: bytes, old: Node | None, there: Node | None) -> bool:
+    def _is_free(
+        self, frame: _Frame, path: bytes, old: Node | None, new: Node | None, there: Node | None
+    ) -> bool:
         """Say whether `there` has what the task began with, all below it included."""
+        if self._asked.remnants and self._is_remnant(old, new, there):
+            return True
+        same = equal_below(self._shelf, old, there)
+        if not same and old is not None and there is not None:
+            same = self._asked.alike(path, old, there)
         return (
-            not frame.lost
-            and equal_below(self._shelf, old, there)
+            same
+            and not frame.lost
             and not self._moved(path, old is not None)
             and not self._is_moved_below(path, there)
         )
+
+    def _is_remnant(self, old: Node | None, new: Node | None, there: Node | None) -> bool:
+        """Say whether this is what a stopped run has left of a directory that was to become
+        something else, or the other way round.
+        """
+        if old is None or new is None or (old.kind == DIRECTORY) == (new.kind == DIRECTORY):
+            return False
+        return there is None or any(part_of(self._shelf, there, one) for one in (old, new))
 
     def _is_moved_below(self, path: bytes, node: Node | None) -> bool:
         stack, seen = [(path, node)], 0
@@ -316,9 +348,9 @@ class _Merge:
             before = old.attributes if old is not None else ()
             attributes = _attributes(before, new.attributes, there.attributes)
             taken = msgspec.structs.replace(taken, attributes=attributes)
-        if self._now is not None:
-            taken = msgspec.structs.replace(taken, mtime=self._now)
-        if self._owned:
+        if self._asked.now is not None:
+            taken = msgspec.structs.replace(taken, mtime=self._asked.now)
+        if self._asked.owned:
             uid, gid = frame.owner
             if there is not None:
                 place = self._directory(there) or there
@@ -371,12 +403,12 @@ class _Merge:
                 assert frame.place is not None
                 return frame.place.content
         mtime = there.mtime if there is not None else new.mtime if new is not None else 0
-        if changed and self._now is not None:
-            mtime = self._now
+        if changed and self._asked.now is not None:
+            mtime = self._asked.now
         elif changed and new is not None:
             mtime = new.mtime
         uid, gid = frame.owner
-        if not self._owned and there is None and new is not None:
+        if not self._asked.owned and there is None and new is not None:
             uid, gid = new.uid, new.gid
         nodes = [frame.nodes[name] for name in sorted(frame.nodes)]
         return write_directory(self._shelf, Directory(mode, mtime, uid, gid, attributes, nodes))

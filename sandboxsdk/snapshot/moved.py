@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
+from collections.abc import Callable
 from typing import final
 
 from sandboxsdk.model import MovedSince
@@ -17,8 +19,10 @@ from sandboxsdk.model import MovedSince
 from .level import Level
 from .names import Names
 
-_ENTRIES_MAX = 2_000
-_BYTES_MAX = 1 << 18
+# What is told goes into a journal; where there is more, whole directories count as younger.
+_TOLD_MAX = 2_000
+_ENTRIES_MAX = 1_000_000
+_BYTES_MAX = 1 << 28
 
 
 @final
@@ -40,7 +44,7 @@ class Younger:
         if found.st_ctime_ns <= self._since and not listed:
             return
         path = level.below(name) if name else level.path
-        self._bytes += len(path) + 32
+        self._bytes += len(path) + 64
         if len(self._entries) + len(self._directories) >= _ENTRIES_MAX or self._bytes > _BYTES_MAX:
             self._more = True
         elif stat.S_ISDIR(found.st_mode):
@@ -50,11 +54,46 @@ class Younger:
             self._entries.append(os.fsdecode(path))
 
     def told(self) -> MovedSince:
+        entries, directories = _gathered(set(self._entries), set(self._directories))
         return MovedSince(
-            entries=tuple(sorted(set(self._entries), key=os.fsencode)),
-            directories=tuple(sorted(set(self._directories))),
-            more=self._more,
+            entries=tuple(sorted(entries, key=os.fsencode)),
+            directories=tuple(sorted(directories)),
+            more=self._more or len(entries) + len(directories) > 2 * _TOLD_MAX,
         )
+
+
+Told = tuple[set[str], set[tuple[str, int, bool]]]
+
+
+def _gathered(entries: set[str], directories: set[tuple[str, int, bool]]) -> Told:
+    """Let directories with much that is younger stand for all below them, told with a slash at
+    their end, until little enough is left. (pure)
+    """
+    while len(entries) + len(directories) > _TOLD_MAX:
+        counts = Counter(_above(path) for path in (*entries, *(d[0] for d in directories)))
+        counts.pop("", None)
+        if not counts:
+            break
+        # The deepest of the fullest first, several at once: each round makes paths shorter.
+        half = max(counts.values()) / 2
+        full = {path for path, count in counts.items() if count >= half}
+        entries = {path for path in entries if not _lies_in(path, full)}
+        directories = {d for d in directories if not _lies_in(d[0], full)}
+        entries |= {f"{path}/" for path in full if not _lies_in(path, full)}
+    return entries, directories
+
+
+def _above(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[0]
+
+
+def _lies_in(path: str, directories: set[str]) -> bool:
+    above = _above(path)
+    while above:
+        if above in directories:
+            return True
+        above = _above(above)
+    return False
 
 
 @final
@@ -64,10 +103,16 @@ class Moved:
     Args:
         since: what is younger.
         names: what was there at the moment, where that was noted.
+        had: says whether the capture has a directory at a path.
     """
 
-    def __init__(self, since: MovedSince, names: Names | None) -> None:
-        self._more = since.more
+    def __init__(
+        self,
+        since: MovedSince,
+        names: Names | None,
+        had: Callable[[bytes], bool] = lambda _path: False,
+    ) -> None:
+        self._more, self._had = since.more, had
         self._names = names
         self._entries = {os.fsencode(path) for path in since.entries}
         self._directories = {
@@ -87,6 +132,8 @@ class Moved:
             return True  # No name in it came or went: its own mode, or its place.
         above = path
         while above:
+            if above + b"/" in self._entries:
+                return True  # All below it counts as younger.
             if (above != path or present) and self._is_another(above):
                 return True
             above = above.rpartition(b"/")[0]
@@ -109,11 +156,15 @@ class Moved:
         return parent is not None and parent[1]
 
     def _lost_names(self, path: bytes) -> bool:
-        """Say whether a directory above may have had this name, or the way to it."""
+        """Say whether the nearest directory above that the capture has may have had this name, or
+        the way to it.
+        """
         above = path
         while above:
             above = above.rpartition(b"/")[0]
             found = self._directories.get(above)
             if found is not None and found[1]:
                 return True
+            if above and self._had(above):
+                return False
         return False

@@ -24,7 +24,7 @@ from sandboxsdk.host import Opener, has_openat2, remove_entry, translated
 from sandboxsdk.ids import new_id
 
 from .acting import Acting, Spare
-from .guard import Guard
+from .guard import Guard, check_replaced
 from .measure import Measure, Trees
 from .plan import Owners, Plan, plan
 from .tree import DIRECTORY, Reader
@@ -159,6 +159,8 @@ def restore_in_place(
         with _translating(shown or "."):
             made = plan(trees, current, target, owners=owners)
             _check_growth(trees, root, made, shown or ".")
+            if guarded:
+                check_replaced(trees, root, made, shown)
             return made
 
     def work(check: _Check) -> Restored:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -317,7 +317,7 @@ class Task:
 
     def patch(self, a: Checkpoint | str | None = None, b: Checkpoint | str | None = None) -> str:
         """Give what changed from a to b as a patch that `git apply` accepts, and `patch -p1` too
-        when nothing binary changed; "" if nothing did.
+        when nothing binary changed and no file became a directory; "" if nothing changed.
 
         What a patch cannot carry (empty directories, FIFOs, most mode bits) is named in its first
         lines, and is in `diff`.
@@ -395,9 +395,9 @@ class Task:
         wanted = Workspace(mode="direct", path=path, exclude=workspace.exclude)
         return Target(resolve(wanted, home=self._home.path), scans=self._home.scans)
 
-    def _moved(self, base: Beginning) -> Moved:
+    def _moved(self, base: Beginning, had: Callable[[bytes], bool]) -> Moved:
         """Say what the user changed between the task's creation and the capture of its base."""
-        return Moved(base.moved, read_noted_names(self.directory))
+        return Moved(base.moved, read_noted_names(self.directory), had)
 
     def fork(
         self,

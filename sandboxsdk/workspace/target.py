@@ -8,7 +8,7 @@ from typing import final
 
 from sandboxsdk import disk
 from sandboxsdk.model import Workspace
-from sandboxsdk.snapshot import Exclude, Progress, Rules, Sink, excluding
+from sandboxsdk.snapshot import Exclude, Progress, Rules, Sink, excluding, is_leftover
 from sandboxsdk.store import Store
 
 from .place import open_pinned
@@ -27,7 +27,12 @@ class Target:
     def __init__(self, workspace: Workspace, *, scans: str) -> None:
         assert workspace.path is not None
         self.path: str = workspace.path
-        self.exclude: Exclude | None = excluding(workspace.exclude)
+        excluded = excluding(workspace.exclude)
+        # What a run that was killed has left is nobody's.
+        self.exclude: Exclude = lambda path, is_directory: (
+            is_leftover(path.rpartition(b"/")[2])
+            or (excluded is not None and excluded(path, is_directory))
+        )
         self._scans = scans
         # The name under which a private workspace remembers the same directory.
         self._cache = base_cache(

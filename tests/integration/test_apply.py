@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -599,3 +600,173 @@ def _in_work(work: Path) -> bool:
         except OSError:
             continue
     return False
+
+
+_TYPES = r"""
+echo more >> f.txt
+rm -r d; echo d > d
+rm f2; mkdir f2; echo x > f2/x; echo y > f2/y
+rm -r other; ln -s f.txt other
+mkdir -p made/in && printf deep > made/in/file
+rm -r gone
+chmod 700 run.sh
+mv moved1 moved2
+"""
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("step", ["apply", "undo"])
+def test_killed_at_any_call_the_next_one_ends_it(step, tmp_path, home):
+    """Killed at whichever call: the next apply ends it, with no conflict and nothing left over, and
+    its undo leads to what was there before the first.
+    """
+    number = 0
+    while True:
+        number += 1
+        work = furnish(tmp_path / f"work{number}")
+        (work / "f2").write_text("f2\n")
+        (work / "gone").mkdir()
+        (work / "gone" / "g").write_text("g\n")
+        (work / "moved1").write_text("moved\n")
+        before = seen(work)
+        task = task_on(work, home)
+        with Sandbox(task) as box:
+            box.exec(_TYPES, check=True)
+        if step == "undo":
+            applied = task.apply()
+        child = os.fork()
+        if child == 0:
+            calls = 0
+
+            def kill(_call, _arguments, number=number):
+                nonlocal calls
+                calls += 1
+                if calls == number:
+                    os.kill(os.getpid(), 9)
+
+            disk.watcher = kill
+            try:
+                if step == "apply":
+                    task.apply()
+                else:
+                    applied.undo()
+            finally:
+                os._exit(0)
+        survived = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        (work / "users.txt").write_text("made meanwhile\n")
+        report = task.apply()
+        after = seen(work)
+        note = f"killed at call {number}"
+        assert after.pop("users.txt")[2] == b"made meanwhile\n", note
+        assert after["f.txt"][2] == b"f\nmore\n", note
+        assert after["d"][0] == stat.S_IFREG, note
+        assert after["other"][0] == stat.S_IFLNK, note
+        assert {p for p in after if p.startswith("f2")} == {"f2", "f2/x", "f2/y"}, note
+        assert "gone" not in after, note
+        assert not [path for path in after if "sandboxsdk" in path], note
+        assert after["made"][1] == after["made/in"][1] == before["d"][1], note
+        # Killed in the very last call, it had ended: then there is nothing to take back.
+        if step == "apply" and report.saved is not None:
+            report.undo()
+            (work / "users.txt").unlink()
+            assert seen(work) == before, note
+        task.delete()
+        shutil.rmtree(work)
+        if survived:
+            break
+    assert number > 20
+
+
+def test_a_look_at_a_repository_is_no_conflict(tmp_path, home):
+    """Git notes times of files in its index whenever somebody looks: what is staged counts."""
+    git = shutil.which("git")
+    assert git is not None
+    work = tmp_path / "work"
+    work.mkdir()
+    environment = {**os.environ, "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}
+
+    def run(*words: str) -> None:
+        named = ["-c", "user.name=n", "-c", "user.email=a@b", "-c", "safe.directory=*"]
+        subprocess.run([git, *named, *words], cwd=work, env=environment, check=True)
+
+    run("init", "-q")
+    (work / "a").write_text("1\n")
+    run("add", "a")
+    run("commit", "-qm", "one")
+    task = task_on(work, home)
+    commit = "git -c safe.directory='*' -c user.name=n -c user.email=a@b commit -qam"
+    with Sandbox(task) as box:
+        box.exec(f"echo 2 > a; {commit} two", check=True)
+        task.apply()
+        os.utime(work / "a")
+        run("status", "--short")
+        box.exec(f"echo 3 > a; {commit} three", check=True)
+    task.apply()
+    assert (work / "a").read_text() == "3\n"
+    run("fsck", "--strict")
+    # What the user has staged is the user's.
+    (work / "mine").write_text("mine\n")
+    run("add", "mine")
+    with Sandbox(task) as box:
+        box.exec(f"echo 4 > a; {commit} four", check=True)
+    with pytest.raises(ApplyConflict, match="index"):
+        task.apply()
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        ["mkdir x; echo ref > x/HEAD; echo ../y > x/commondir"],
+        ["mkdir x; echo > x/config", "mkdir x/objects x/refs; echo ref > x/HEAD"],
+        ["mkdir x; echo ref > x/HEAD", "mkdir x/objects x/refs; echo > x/config"],
+        ["mkdir -p x/objects x/refs x/hooks; echo ref > x/HEAD; echo > x/hooks/h"],
+        ["mkdir -p 'X/objects' X/refs; echo ref > X/Head; echo > X/CONFIG"],
+    ],
+)
+def test_no_repository_comes_out_that_runs_code(edits, work, home):
+    """A directory that git takes for a repository, with a config of the sandbox, is never whole,
+    neither at once nor bit by bit.
+    """
+    task = task_on(work, home)
+    for edit in edits:
+        with Sandbox(task) as box:
+            box.exec(edit, check=True)
+        report = task.apply()
+    assert report.held
+    there = {path.casefold() for path in seen(work)}
+    head, config = "x/head" in there, bool(there & {"x/config", "x/hooks", "x/commondir"})
+    assert not (head and config)
+
+
+def test_many_new_files_before_the_first_look_are_no_conflict(work, home):
+    """A build of the user's between the task's creation and its first use."""
+    task = task_on(work, home)
+    for folder in range(30):
+        place = work / "build" / f"b{folder}"
+        place.mkdir(parents=True)
+        for number in range(100):
+            (place / f"o{number}").touch()
+    with Sandbox(task) as box:
+        box.exec("echo agent >> f.txt; echo agent > build/b1/o1; echo n > new.txt", check=True)
+    with pytest.raises(ApplyConflict) as caught:
+        task.apply()
+    assert caught.value.paths == ["build/b1/o1"]
+    with Sandbox(task) as box:
+        box.exec("rm build/b1/o1; : > build/b1/o1; cp -p f.txt f2.txt", check=True)
+    task.apply()
+    assert (work / "f.txt").read_text() == "f\nagent\n"
+
+
+def test_an_excluded_file_in_the_way_stops_it_before_anything_is_written(tmp_path, home):
+    """A directory that becomes a file holds something that is excluded: a conflict."""
+    work = furnish(tmp_path / "work")
+    (work / "d" / "y.log").write_text("excluded\n")
+    before = seen(work)
+    workspace = Workspace.private(work, exclude=["*.log"])
+    task = Task.create("t", workspace=workspace, home=home)
+    with Sandbox(task) as box:
+        box.exec("echo more >> f.txt; rm -r d; echo d > d", check=True)
+    with pytest.raises(ApplyConflict) as caught:
+        task.apply(force=True)
+    assert caught.value.paths == ["d"]
+    assert seen(work) == before

@@ -103,6 +103,7 @@ FUNCTION_LINES = 75
 # Longer ones: module, or "module:function", with the reason.
 LONG_MODULES: dict[str, str] = {
     "sandboxsdk.checkpoint.history": "all that can be done with the checkpoints of one journal",
+    "sandboxsdk.snapshot.merge_trees": "one algorithm, and half of it says why",
     "sandboxsdk.task.task": "the class that users hold; half of it says what it does",
     "sandboxsdk.sandbox.sandbox": "the class that users hold; half of it says what it does",
 }

@@ -164,6 +164,14 @@ CASES: dict[str, tuple[Spec, Spec]] = {
     "removed": ({b"f": b"1\n2\n"}, {}),
     "one line": ({b"f": LINES}, {b"f": LINES.replace(b"line 20\n", b"another\n")}),
     "both ends": ({b"f": LINES}, {b"f": b"first\n" + LINES + b"last\n"}),
+    "six lines between": (
+        {b"f": LINES},
+        {b"f": LINES.replace(b"e 3\n", b"x\n").replace(b"e 10", b"y")},
+    ),
+    "seven lines between": (
+        {b"f": LINES},
+        {b"f": LINES.replace(b"e 3\n", b"x\n").replace(b"e 11", b"y")},
+    ),
     "two hunks": ({b"f": LINES}, {b"f": LINES.replace(b"e 3\n", b"e x\n").replace(b"30", b"y")}),
     "newline comes": ({b"f": b"1\n2"}, {b"f": b"1\n2\n"}),
     "newline goes": ({b"f": b"1\n2\n"}, {b"f": b"1\n2"}),
@@ -282,6 +290,8 @@ UNCARRIED: dict[str, tuple[Spec, Spec, set[bytes]]] = {
     "new file of a mode": ({}, {b"f": (b"x\n", 0o600)}, {b"f"}),
     "edited file of a mode": ({b"f": (b"x\n", 0o600)}, {b"f": (b"y\n", 0o600)}, {b"f"}),
     "renamed file of a mode": ({b"f": (b"x\n", 0o600)}, {b"g": (b"x\n", 0o600)}, {b"g"}),
+    "edited file of another mode": ({b"f": (b"x\n", 0o744)}, {b"f": (b"y\n", 0o755)}, {b"f"}),
+    "edited file of a group": ({b"f": (b"x\n", 0o664)}, {b"f": (b"y\n", 0o755)}, {b"f"}),
     "mode alone": ({b"f": b"x\n"}, {b"f": (b"x\n", 0o640)}, {b"f"}),
     "right of the group": ({b"f": b"x\n"}, {b"f": (b"x\n", 0o664)}, {b"f"}),
     "set-id": ({b"f": (b"x\n", 0o755)}, {b"f": (b"x\n", 0o4755)}, {b"f"}),
@@ -477,6 +487,39 @@ def repeated(count: int, junk: str) -> str:
     return "".join(
         f"anchor {k}\n" + "".join(f"x\n{junk}{j}\n" for j in range(95)) for k in range(count)
     )
+
+
+def test_only_text_is_written_as_text(tmp_path):
+    """A NUL makes a file binary, as anything does that is not UTF-8."""
+    for content in (b"a\0b\n", b"\xff\n", b"\xc0\x80\n"):
+        place = tmp_path / content.hex()
+        place.mkdir()
+        assert Stage(place, {}, {b"f": content}).is_binary
+
+
+def test_too_many_lines_are_one_hunk(monkeypatch):
+    """Above the bound what is between the first and the last difference is replaced whole."""
+    old = "".join(f"{k}\n" for k in range(30))
+    new = old.replace("5\n", "x\n")
+    assert len(list(hunks(old, new))) == 3
+    monkeypatch.setattr("sandboxsdk.checkpoint.unified._LINES_MAX", 20)
+    (hunk,) = hunks(old, new)
+    assert hunk.startswith("@@ -3,27 +3,27 @@\n")
+    assert patched(old, [hunk]) == new
+
+
+def test_comparing_in_full_has_a_bound(monkeypatch):
+    """When the steps are used up, a gap is replaced."""
+    old, new = repeated(4, "a"), repeated(4, "b")
+    assert hunks_kept(old, new) == 4 + 4 * 95
+    monkeypatch.setattr("sandboxsdk.checkpoint.unified._STEPS_MAX", 4_000_000)
+    assert 4 < hunks_kept(old, new) < 4 + 4 * 95
+
+
+def hunks_kept(old: str, new: str) -> int:
+    """Count the lines that stay."""
+    lines = "".join(hunks(old, new)).split("\n")
+    return old.count("\n") - sum(line.startswith("-") for line in lines)
 
 
 @pytest.mark.timeout(60)
