@@ -68,6 +68,7 @@ def unchanged(home, tmp_path):
     """A home with a task, and whatever lies beside it, as they are."""
     Task.create("there before", name="before", home=home)
     home.sweep()  # makes its lock file, once for all
+    Task.list(home=home)  # and the registry
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "file").write_text("mine")
     before = snapshot(tmp_path)
