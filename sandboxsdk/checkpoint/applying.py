@@ -39,6 +39,7 @@ from sandboxsdk.snapshot import (
     merge_trees,
     read_directory,
     restore_in_place,
+    write_directory,
 )
 from sandboxsdk.store import BLOB, OBJECT_BYTES_MAX, Store, Writer
 from sandboxsdk.workspace import Target
@@ -92,6 +93,7 @@ def apply(
         base, now = bytes.fromhex(present.base.tree), present.captured.tree
         last = points.applied.get(target.path)
         known = base if last is None else bytes.fromhex(last.expected)
+        now = _with_root_of(writer, now, known)
         before = _before(writer, points.applying.get(target.path), there.captured.tree)
         settled = _paths(history.store, base, known)
         trees = [_Listings(writer, tree) for tree in (known, now, before)]
@@ -244,6 +246,17 @@ def _before(writer: Writer, begun: Applying | None, there: bytes) -> bytes:
         remnants=True,
     )
     return undone.tree
+
+
+def _with_root_of(writer: Writer, tree: bytes, other: bytes) -> bytes:
+    """Give a tree whose root has the mode of another one's: the directory itself is the user's, and
+    a view's root is made like it was when the view was.
+    """
+    root, wanted = read_directory(writer, tree), read_directory(writer, other)
+    if (root.mode, root.attributes) == (wanted.mode, wanted.attributes):
+        return tree
+    changed = msgspec.structs.replace(root, mode=wanted.mode, attributes=wanted.attributes)
+    return write_directory(writer, changed)
 
 
 def _paths(store: Store, base: bytes, known: bytes) -> set[bytes]:

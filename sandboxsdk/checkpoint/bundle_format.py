@@ -23,7 +23,7 @@ BATCH_BYTES = 1 << 20
 BATCH_OBJECTS = 1 << 16
 JOURNAL_BYTES_MAX = 256 << 20
 # What a frame of each type may have uncompressed.
-BYTES_MAX = {
+BYTES_MAX: dict[int, int] = {
     FACTS: 4 << 20,
     JOURNAL: BATCH_BYTES,
     # One object may have 16 MiB; the rest is room for what stands before each object.
@@ -31,7 +31,7 @@ BYTES_MAX = {
     END: 256,
 }
 # What may stand behind a frame of each type; 0 is the head.
-NEXT = {
+NEXT: dict[int, tuple[int, ...]] = {
     0: (FACTS,),
     FACTS: (JOURNAL, OBJECTS, END),
     JOURNAL: (JOURNAL, OBJECTS, END),

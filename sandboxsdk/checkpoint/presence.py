@@ -35,8 +35,11 @@ class Present:
         added: int,
         uid: int,
     ) -> None:
-        self.base, self.captured, self.uid = base, captured, uid
-        self.base_is_new, self.added = base_is_new, added
+        self.base: Beginning = base
+        self.captured: Captured = captured
+        self.uid: int = uid
+        self.base_is_new: bool = base_is_new
+        self.added: int = added
         self._scans = scans
 
     def remember(self) -> None:

@@ -44,6 +44,7 @@ from .tree import (
     Sink,
     read_directory,
     read_parts,
+    write_directory,
 )
 from .victims import name_victims
 from .writing import Supply, is_leftover
@@ -98,4 +99,5 @@ __all__ = [
     "restore_to",
     "totals_of",
     "with_renames",
+    "write_directory",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import final
 
 from sandboxsdk import disk
+from sandboxsdk.errors import Denied
 from sandboxsdk.model import Workspace
 from sandboxsdk.snapshot import Exclude, Progress, Rules, Sink, excluding, is_leftover
 from sandboxsdk.store import Store
@@ -58,8 +60,15 @@ class Target:
 
     @contextmanager
     def writing(self) -> Iterator[int]:
-        """Give its descriptor for a block; what was written is on disk when the block ends well."""
+        """Give its descriptor for a block; what was written is on disk when the block ends well.
+
+        Raises:
+            Denied: it is read-only for us, or lies on a file system that is.
+        """
         with owned(open_pinned(self.path)) as root:
+            if not os.access(f"/proc/self/fd/{root}", os.W_OK | os.X_OK):
+                hint = "make it writable for its owner (chmod u+w), or name another one with to="
+                raise Denied(path=self.path, reason="may not be written", hint=hint)
             yield root
             with (
                 disk.translated("sync", self.path),

@@ -24,6 +24,7 @@ from sandboxsdk.errors import (
     UsageError,
     WorkspaceInvalid,
 )
+from sandboxsdk.host import remove_tree
 
 ROOT = os.geteuid() == 0
 Edit = Callable[[Path, str], None]
@@ -439,6 +440,19 @@ def test_apply_to_another_directory(work, tmp_path, home):
     assert seen(copy) == before
 
 
+def test_the_directory_itself_keeps_its_mode(work, home):
+    """Neither a chmod of the workspace in the box nor one of the user's is a change."""
+    task = task_on(work, home)
+    with Sandbox(task) as box:
+        box.exec("chmod 700 . ; echo more >> f.txt", check=True)
+        work.chmod(0o750)
+        box.checkpoint()
+    work.chmod(0o711)
+    task.apply()
+    assert stat.S_IMODE(work.stat().st_mode) == 0o711
+    assert (work / "f.txt").read_text() == "f\nmore\n"
+
+
 def test_where_nothing_can_be_applied(work, tmp_path, home):
     """No directory, a direct one, one that is not there, the home: refused with the remedy."""
     empty = Task.create("t", home=home)
@@ -504,7 +518,9 @@ def test_another_file_system(work, tmp_path):
         task.apply().undo()
         assert seen(work) == before
     finally:
-        shutil.rmtree(other)
+        fd = os.open(place, os.O_PATH | os.O_DIRECTORY)
+        remove_tree(fd, os.fsencode(other.name))  # The kernel leaves a directory that is closed.
+        os.close(fd)
 
 
 # --- Stopped in the middle ------------------------------------------------------------------------
