@@ -105,6 +105,7 @@ class GivingBack(RuleBasedStateMachine):
         self.written: set[bytes] = set()
         self.removed: set[str] = set()
         self.applied: set[str] = set()
+        self.base: set[str] = set(BASE)
 
     def teardown(self) -> None:
         if hasattr(self, "root"):
@@ -142,7 +143,7 @@ class GivingBack(RuleBasedStateMachine):
             if before.get(path) != now:
                 self.written.add(now[2])
                 self.removed.discard(path)
-        self.removed |= (before.keys() - after.keys()) & BASE
+        self.removed |= (before.keys() - after.keys()) & self.base
 
     # --- The agent --------------------------------------------------------------------------------
 
@@ -220,6 +221,7 @@ class GivingBack(RuleBasedStateMachine):
                 assert after[change.path][2] == inside[change.path][2], change
         # Where both took a file away, they agree: the agent may make another one.
         self.removed &= inside.keys()
+        self.base &= inside.keys()
         # And what the task has of the user's is the task's too: a kept state may be restored.
         self.written -= {now[2] for now in inside.values()}
         if lost:
