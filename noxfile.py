@@ -33,7 +33,13 @@ USER_ID = 64321
 
 
 # What the tests start besides Python, and the Debian packages that it comes with.
-PROGRAMS = {"gcc": "gcc", "mkfs.xfs": "xfsprogs", "strace": "strace"}
+PROGRAMS = {
+    "gcc": "gcc",
+    "git": "git",
+    "mkfs.xfs": "xfsprogs",
+    "patch": "patch",
+    "strace": "strace",
+}
 
 
 def _group(name: str) -> list[str]:

@@ -3,11 +3,13 @@
 Decided by a merge of three trees: what the directory is known to have had, what the task has now,
 and what the directory has now. The merge gives the tree that the directory gets, or conflicts, and
 then nothing is written. It also says what the directory is known to have afterwards, which is where
-the next application begins: so one that was interrupted is ended by doing it once more.
+the next application begins. One that was interrupted is taken for never begun, and so is ended by
+doing it once more.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -94,7 +96,8 @@ def apply(
         last = points.applied.get(target.path)
         known = base if last is None else bytes.fromhex(last.expected)
         now = _with_root_of(writer, now, known)
-        before = _before(writer, points.applying.get(target.path), there.captured.tree)
+        begun = points.applying.get(target.path)
+        before = _before(writer, begun, there.captured.tree)
         settled = _paths(history.store, base, known)
         trees = [_Listings(writer, tree) for tree in (known, now, before)]
         moves = moved(present.base, trees[0].has_directory)
@@ -105,12 +108,12 @@ def apply(
             there=before,
             moved=lambda path, there: path not in settled and moves(path, there),
             held=_holding(trees, asked.allow),
-            alike=lambda path, one, two: _are_alike(writer, path, one, two),
+            alike=functools.partial(_are_alike, writer),
             force=asked.force,
             now=clock.now_ns(),
             owned=os.geteuid() == 0,
         )
-        run = _Run(history, target, writer, began)
+        run = _Run(history, target, writer, began, unfinished=begun is not None)
         report = run.carry_out(merged, there.captured, known, before, force=asked.force)
     present.remember()
     there.remember()
@@ -136,16 +139,18 @@ def undo(history: History, target: Target, application: str) -> ApplyReport:
             )
         there = target.capture(writer, history.store, None)
         _check_steady(there.captured, target.path)
-        before = _before(writer, points.applying.get(target.path), there.captured.tree)
+        begun = points.applying.get(target.path)
+        before = _before(writer, begun, there.captured.tree)
         merged = merge_trees(
             writer,
             base=bytes.fromhex(last.after),
             new=bytes.fromhex(last.before),
             there=before,
+            alike=functools.partial(_are_alike, writer),
         )
         # What is known of the directory is what was known before.
         merged = msgspec.structs.replace(merged, expected=bytes.fromhex(last.known))
-        run = _Run(history, target, writer, began)
+        run = _Run(history, target, writer, began, unfinished=begun is not None)
         known = bytes.fromhex(last.expected)
         report = run.carry_out(merged, there.captured, known, before, force=False)
     there.remember()
@@ -153,11 +158,17 @@ def undo(history: History, target: Target, application: str) -> ApplyReport:
 
 
 class _Run:
-    """One application, from the merge on."""
+    """One application, from the merge on.
 
-    def __init__(self, history: History, target: Target, writer: Writer, began: float) -> None:
+    Args:
+        unfinished: another one was begun there and did not end.
+    """
+
+    def __init__(
+        self, history: History, target: Target, writer: Writer, began: float, *, unfinished: bool
+    ) -> None:
         self._history, self._target, self._writer = history, target, writer
-        self._began = began
+        self._began, self._unfinished = began, unfinished
 
     def carry_out(
         self, merged: Merged, there: Captured, known: bytes, before: bytes, *, force: bool
@@ -200,7 +211,7 @@ class _Run:
                     guarded=True,
                 )
             history.note(APPLIED, begun)
-        elif merged.expected != known or target.path in history.points().applying:
+        elif merged.expected != known or self._unfinished:
             history.note(APPLYING, begun)
             history.note(APPLIED, begun)
         return ApplyReport(
@@ -243,6 +254,7 @@ def _before(writer: Writer, begun: Applying | None, there: bytes) -> bytes:
         base=bytes.fromhex(begun.after),
         new=bytes.fromhex(begun.before),
         there=there,
+        alike=functools.partial(_are_alike, writer),
         remnants=True,
     )
     return undone.tree

@@ -5,7 +5,7 @@ Pure: nothing here opens a file, asks the time or starts anything. A value that 
 
 from .checks import check_description, check_labels
 from .held import HELD_PATHS, HeldPath, check_allow, is_allowed, is_held
-from .lifecycle import TRANSITIONS, after, may_become
+from .lifecycle import TRANSITIONS, may_become, status_after
 from .points import (
     APPLIED,
     APPLYING,
@@ -123,7 +123,6 @@ __all__ = [
     "VerifyReport",
     "View",
     "Workspace",
-    "after",
     "check_allow",
     "check_choice",
     "check_description",
@@ -137,4 +136,5 @@ __all__ = [
     "is_allowed",
     "is_held",
     "may_become",
+    "status_after",
 ]

@@ -21,7 +21,7 @@ def may_become(status: Status, kind: str) -> bool:
     return status in TRANSITIONS[kind][0]
 
 
-def after(status: Status, kind: str) -> Status:
+def status_after(status: Status, kind: str) -> Status:
     """Give the state after an entry."""
     sources, target = TRANSITIONS.get(kind, ((), status))
     return target if status in sources else status

@@ -167,9 +167,10 @@ class Sandbox:
             forks, self._forks = self._forks, []
         try:
             with ExitStack() as stack:
+                # The last of them, whatever becomes of the others.
+                stack.callback(self._stop)
                 for fork in forks:
                     stack.callback(fork._leave)  # noqa: SLF001 - one of ours
-            self._stop()
         finally:
             if session is not None:
                 session.__exit__(kind, error, trace)
@@ -348,7 +349,7 @@ class Sandbox:
         Raises:
             BoxBusy: processes run, and `kill` is not set.
             CheckpointNotFound, AmbiguousId: there is no such checkpoint, or more than one.
-            UsageError: it is a checkpoint of another task.
+            UsageError: it is a checkpoint of a task that was not forked from the same one.
             Corrupt: part of it is missing or damaged; nothing was touched.
             HostFull, HostRefused: it could not be finished; the next use of the box tries again.
         """

@@ -44,13 +44,21 @@ def equal_below(reader: Objects, one: Node | None, two: Node | None) -> bool:
 
 
 def part_of(reader: Objects, part: Node, whole: Node) -> bool:
-    """Say whether an entry has nothing but what another has, whatever modes directories have."""
+    """Say whether an entry has nothing but what another has, whatever modes directories have.
+
+    Raises:
+        LimitExceeded: there is more than a checkpoint may hold.
+    """
     stack = [(part, whole)]
+    seen: set[tuple[bytes, bytes]] = set()
     while stack:
         first, second = stack.pop()
         if first.kind == second.kind == DIRECTORY:
-            if first.content == second.content:
+            pair = first.content, second.content
+            if first.content == second.content or pair in seen:
                 continue
+            seen.add(pair)
+            check_limits(len(seen), 0)
             known = {node.name: node for node in read_directory(reader, second.content).nodes}
             for node in read_directory(reader, first.content).nodes:
                 twin = known.get(node.name)

@@ -19,7 +19,7 @@ from sandboxsdk.model import (
     SCHEMA_VERSION,
     Imported,
     TaskRecord,
-    after,
+    status_after,
 )
 
 
@@ -49,7 +49,7 @@ def fold(entries: Sequence[Entry], *, path: str) -> TaskRecord:
     status = record.status
     restoring = False
     for entry in entries[1:]:
-        status = after(status, entry.kind)
+        status = status_after(status, entry.kind)
         if entry.kind in (RESTORING, RESTORED, GIVEN_UP):
             restoring = entry.kind == RESTORING
         elif entry.kind == IMPORTED:

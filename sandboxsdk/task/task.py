@@ -431,8 +431,10 @@ class Task:
 
         Raises:
             FileConflict: there is something at this path.
+            FileMissing: the directory that it lies in is not there.
             UsageError: it lies in the home.
             TaskLocked: another process works on the task.
+            LimitExceeded: the task's history is too long for one file.
             HostFull, HostRefused, Denied: it cannot be written; nothing is left of it.
         """
         self._home.check_writable()

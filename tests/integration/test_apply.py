@@ -717,7 +717,12 @@ def test_a_look_at_a_repository_is_no_conflict(tmp_path, home):
         os.utime(work / "a")
         run("status", "--short")
         box.exec(f"echo 3 > a; {commit} three", check=True)
-    task.apply()
+    report = task.apply()
+    assert (work / "a").read_text() == "3\n"
+    run("fsck", "--strict")
+    os.utime(work / "a", ns=(1, 1))
+    run("status", "--short")
+    report.undo().undo()
     assert (work / "a").read_text() == "3\n"
     run("fsck", "--strict")
     # What the user has staged is the user's.
@@ -786,3 +791,35 @@ def test_an_excluded_file_in_the_way_stops_it_before_anything_is_written(tmp_pat
         task.apply(force=True)
     assert caught.value.paths == ["d"]
     assert seen(work) == before
+
+
+def test_a_patch_leads_from_any_point_to_any_other(work, tmp_path, home):
+    """Beginning, checkpoints and now, in both directions: what git makes of the one is the other."""
+    task = task_on(work, home)
+    with Sandbox(task) as box:
+        box.exec("echo one >> f.txt; mv d/g.txt d/moved; printf '\\0\\1' > bin", check=True)
+        box.checkpoint("one")
+        box.exec("rm f.txt; ln -s d link; chmod 644 run.sh; printf x > 'a b'", check=True)
+        box.checkpoint("two")
+        box.exec("rm link; mkdir link; echo now > link/x; rm -r other", check=True)
+        points = {}
+        for name in ("one", "two"):
+            place = tmp_path / name
+            task.checkpoint_by(name).restore_to(place)
+            points[name] = seen(place)
+        box.checkpoint("three").restore_to(tmp_path / "now")
+    points["now"], points[None] = seen(tmp_path / "now"), seen(work)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}
+    places = {None: work, "one": tmp_path / "one", "two": tmp_path / "two"}
+    for a, b in [(None, "one"), (None, "two"), ("one", "two"), (None, "now"), ("two", "now")]:
+        patch = task.patch(a, None if b == "now" else b)
+        for words, start, end in (([], a, b), (["-R"], b, a)):
+            copy = tmp_path / "copy"
+            shutil.copytree(places.get(start, tmp_path / "now"), copy, symlinks=True)
+            command = ["git", "apply", *words, "-"]
+            subprocess.run(command, input=patch, text=True, cwd=copy, env=environment, check=True)
+            # git knows no directories: those that became empty are gone, or are not made.
+            found = {p: row for p, row in seen(copy).items() if row[0] != stat.S_IFDIR}
+            wanted = {p: row for p, row in points[end].items() if row[0] != stat.S_IFDIR}
+            assert found == wanted, (a, b, words)
+            shutil.rmtree(copy)

@@ -10,6 +10,7 @@ import pytest
 from sandboxsdk import Home, Limits, Sandbox, Task, Workspace
 from sandboxsdk.errors import CheckpointNotFound, SandboxError, UsageError
 
+from .marks import alive, until
 from .workspaces import KINDS
 
 everywhere = pytest.mark.parametrize(("kind", "runtime"), KINDS)
@@ -256,3 +257,24 @@ def test_wrong_names_and_checkpoints_are_refused(work, home):
         with pytest.raises((CheckpointNotFound, UsageError)):
             task.fork(at=at)
     assert len(Task.list(home=home)) == 1
+
+
+def test_a_fork_that_cannot_end_keeps_nothing_running(work, home, mark):
+    """An error while a fork is ended is raised, and the box and the other forks end all the same."""
+
+    class Mine(Exception):
+        pass
+
+    def refuse(_facts):
+        raise Mine
+
+    with pytest.raises(Mine), Sandbox(work, home=home) as box:
+        first, second = box.fork(2)
+        for one in (box, first, second):
+            one.exec("true", check=True)
+        box.spawn(["sleep", mark])
+        second.spawn(["sleep", mark])
+        until(lambda: len(alive(mark)) >= 2)
+        first.on("closed", refuse)
+    until(lambda: not alive(mark))
+    assert home.stats().throwaway == 0
