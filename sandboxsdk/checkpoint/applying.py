@@ -134,8 +134,8 @@ def undo(history: History, target: Target, application: str) -> ApplyReport:
         if last is None or last.id != application:
             kept = last.saved if last is not None else None
             raise Conflict(
-                reason=f"something else was applied to {target.path} since",
-                hint=f"undo that first; checkpoint {kept} holds what it replaced",
+                reason=f"something else was applied to {target.path} since, or taken back",
+                hint=f"undo the last one first; checkpoint {kept} holds what it replaced",
             )
         there = target.capture(writer, history.store, None)
         _check_steady(there.captured, target.path)

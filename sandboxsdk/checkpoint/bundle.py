@@ -123,7 +123,8 @@ def _refuse_existing(above: int, name: str, path: str) -> None:
         os.stat(name or ".", dir_fd=above, follow_symlinks=False)
     except FileNotFoundError:
         return
-    raise FileConflict(path=path, reason="is there already")
+    hint = "name a file that is not there yet"
+    raise FileConflict(path=path, reason="is there already", hint=hint)
 
 
 def _write_beside(
@@ -256,7 +257,8 @@ def read_bundle(path: str, writer: Writer) -> Bundle:
         try:
             descriptor = os.open(path, flags)
         except FileNotFoundError:
-            raise FileMissing(path=path) from None
+            hint = "name a file that task.export() has written"
+            raise FileMissing(path=path, hint=hint) from None
         except OSError as error:
             if error.errno in _NO_FILE:
                 raise Denied(path=path, reason="is a symbolic link or no file") from error

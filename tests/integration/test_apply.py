@@ -794,7 +794,7 @@ def test_an_excluded_file_in_the_way_stops_it_before_anything_is_written(tmp_pat
 
 
 def test_a_patch_leads_from_any_point_to_any_other(work, tmp_path, home):
-    """Beginning, checkpoints and now, in both directions: what git makes of the one is the other."""
+    """Beginning, checkpoints and now, both ways: what git makes of the one is the other."""
     task = task_on(work, home)
     with Sandbox(task) as box:
         box.exec("echo one >> f.txt; mv d/g.txt d/moved; printf '\\0\\1' > bin", check=True)

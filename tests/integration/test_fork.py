@@ -260,7 +260,7 @@ def test_wrong_names_and_checkpoints_are_refused(work, home):
 
 
 def test_a_fork_that_cannot_end_keeps_nothing_running(work, home, mark):
-    """An error while a fork is ended is raised, and the box and the other forks end all the same."""
+    """An error while a fork ends is raised; the box and the other forks end all the same."""
 
     class Mine(Exception):
         pass
