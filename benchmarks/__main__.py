@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from sandboxsdk.home import Home
 
-from . import bench_checkpoint, bench_exec, bench_task
+from . import bench_checkpoint, bench_exec, bench_giving_back, bench_task
 from .measuring import Figure, machine, shown
 
 
@@ -39,6 +39,8 @@ def main() -> int:
             "spawn": lambda: bench_exec.spawn_large(base, home, rounds=few),
             "create": lambda: bench_task.create(base, home, rounds=typed.rounds),
             "run": lambda: bench_task.whole_run(base, home, rounds=few),
+            "fork": lambda: bench_giving_back.forks(base, home, rounds=min(few, 5)),
+            "apply": lambda: bench_giving_back.applying(base, home, rounds=min(few, 5)),
             "checkpoint": lambda: bench_checkpoint.checkpoints(base, home, rounds=min(few, 5)),
         }
         wanted = [typed.only] if typed.only else list(groups)
