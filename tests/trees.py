@@ -56,6 +56,19 @@ def directory(
     return t.write_directory(sink, t.Directory(mode, mtime, *owner, attributes, listed))
 
 
+def crowded(sink: Memory) -> list[bytes]:
+    """Store two trees of 41 directories each, which share what is below them: nothing in one is in
+    the other, and each has more paths than anybody could visit.
+    """
+    roots = []
+    for turn in (b"1", b"2"):
+        digest = directory(sink, [file(sink, b"f", turn)])
+        for _ in range(40):
+            digest = directory(sink, [below(b"a", digest), below(b"b", digest)])
+        roots.append(digest)
+    return roots
+
+
 def file(sink: Memory, name: bytes, data: bytes = b"", mode: int = 0o644, **more: Any) -> t.Node:
     content = sink.add(BLOB, data) if data else b""
     more.setdefault("mtime", 10**18 + 7)

@@ -193,11 +193,6 @@ def test_a_missing_tree_is_an_error(sink):
 def test_more_paths_than_anybody_could_visit_are_refused(sink, monkeypatch):
     """Shared directories with very many paths end in a typed error."""
     monkeypatch.setattr(measure, "ENTRIES_MAX", 5000)
-    roots = []
-    for turn in (b"1", b"2"):
-        digest = trees.directory(sink, [trees.file(sink, b"f", turn)])
-        for _ in range(40):
-            digest = trees.directory(sink, [trees.below(b"a", digest), trees.below(b"b", digest)])
-        roots.append(digest)
+    roots = trees.crowded(sink)
     with pytest.raises(LimitExceeded):
         compare_trees(sink, *roots)

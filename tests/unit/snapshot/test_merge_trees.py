@@ -626,12 +626,7 @@ def test_deep_trees_take_no_memory_for_their_paths(sink):
 def test_more_than_anybody_could_visit_is_refused(sink, monkeypatch):
     """Shared directories with very many paths end in a typed error."""
     monkeypatch.setattr(measure, "ENTRIES_MAX", 5000)
-    roots = []
-    for turn in (b"1", b"2"):
-        digest = trees.directory(sink, [trees.file(sink, b"f", turn)])
-        for _ in range(40):
-            digest = trees.directory(sink, [trees.below(b"a", digest), trees.below(b"b", digest)])
-        roots.append(digest)
+    roots = trees.crowded(sink)
     with pytest.raises(LimitExceeded):
         merge_trees(sink, base=roots[0], new=roots[1], there=roots[0])
     top = trees.directory(sink, [trees.below(b"a", roots[0])])
