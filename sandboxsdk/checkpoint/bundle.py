@@ -65,6 +65,7 @@ T = TypeVar("T")
 
 _NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENOTDIR)
 _NO_FLAG = (errno.EINVAL, errno.ENOSYS)
+_ANOTHER = "name a file that is not there yet"
 
 
 # --- Writing --------------------------------------------------------------------------------------
@@ -123,8 +124,7 @@ def _refuse_existing(above: int, name: str, path: str) -> None:
         os.stat(name or ".", dir_fd=above, follow_symlinks=False)
     except FileNotFoundError:
         return
-    hint = "name a file that is not there yet"
-    raise FileConflict(path=path, reason="is there already", hint=hint)
+    raise FileConflict(path=path, reason="is there already", hint=_ANOTHER)
 
 
 def _write_beside(
@@ -163,7 +163,7 @@ def _publish(above: int, fresh: str, name: str, path: str) -> None:
             disk.make_hard_link(fresh, name, old_dir=above, new_dir=above)
             disk.remove(fresh, dir_fd=above)
     except FileExistsError:
-        raise FileConflict(path=path, reason="is there by now") from None
+        raise FileConflict(path=path, reason="is there by now", hint=_ANOTHER) from None
 
 
 def _take_back(above: int, fresh: str, name: str, made: os.stat_result | None) -> None:

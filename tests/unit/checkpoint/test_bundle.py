@@ -683,7 +683,7 @@ def test_what_exists_is_not_touched(store, out, monkeypatch, kind, moment):
         EXISTING[kind](target)
     else:
         monkeypatch.setattr(disk, "watcher", put)
-    with pytest.raises(FileConflict, match="remove it first, or use another path"):
+    with pytest.raises(FileConflict, match="name a file that is not there yet"):
         written(target, store, [root])
     monkeypatch.setattr(disk, "watcher", None)
     found = os.lstat(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import itertools
 import os
 import shutil
@@ -84,7 +85,8 @@ def watched(watcher):
 
 
 def descriptors() -> set[str]:
-    # Those that other tests have left may go at any time: compare with `<=`.
+    # What other tests have left must not go between one look and the next.
+    gc.collect()
     return set(os.listdir("/proc/self/fd"))
 
 
@@ -292,7 +294,7 @@ def test_a_failing_write_leaves_nothing(sink, place, number):
                 shutil.rmtree(place)
         assert found == error
         assert os.listdir(place.parent) == []
-    assert descriptors() <= before
+    assert descriptors() == before
     make(sink, digest, place, durable=True)
     assert sorted(os.listdir(place)) == ["a", "d", "p", "q"]
 
@@ -674,7 +676,7 @@ def test_a_deep_tree_needs_few_descriptors(sink, place, how):
     def count(call, _arguments):
         nonlocal most
         if call in ("create", "make_directory"):
-            most = max(most, len(descriptors()) - base)
+            most = max(most, len(os.listdir("/proc/self/fd")) - base)
 
     with watched(count):
         make(sink, one, place)
@@ -683,7 +685,7 @@ def test_a_deep_tree_needs_few_descriptors(sink, place, how):
             assert turn(sink, place, tree(sink, {}), two) == Restored(removed=1)
             assert os.listdir(place) == []
     assert most < 80
-    assert len(descriptors()) <= base
+    assert len(descriptors()) == base
     # The test's own tidying up knows no such paths.
     fd = os.open(place.parent, os.O_PATH)
     try:
@@ -799,7 +801,7 @@ def test_an_interrupt_ends_it_and_leaves_nothing(sink, place):
             if left:
                 assert len(os.listdir(place)) == 60
                 shutil.rmtree(place)
-            assert descriptors() <= before
+            assert descriptors() == before
             # One that was never let begin is on its way out.
             until(lambda: threading.active_count() == threads)
     finally:
