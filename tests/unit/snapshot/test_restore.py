@@ -34,6 +34,7 @@ from sandboxsdk.snapshot import restore_in_place, restore_to
 from sandboxsdk.snapshot import tree as t
 from sandboxsdk.snapshot.restore import Restored, uninterrupted
 from sandboxsdk.snapshot.writing import is_leftover
+from tests.integration.crash.failing import open_files
 from tests.trees import Memory, below, capture, directory, file, sparse, symlink, tree
 
 ROOT = os.geteuid() == 0
@@ -81,19 +82,6 @@ def watched(watcher):
         yield
     finally:
         disk.watcher = None
-
-
-def descriptors() -> set[str]:
-    """Tell what is open, by number and file: what other tests have left may go at any time, and
-    nothing may come, so that a look is `<=` the one before.
-    """
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            target = os.readlink(f"/proc/self/fd/{name}")
-            if not target.startswith("/proc/"):
-                found.add(f"{name} {target}")
-    return found
 
 
 def mine(sink: Memory, digest: bytes) -> bytes:
@@ -276,7 +264,7 @@ def test_a_failing_write_leaves_nothing(sink, place, number):
     digest = tree(
         sink, {b"a": b"1", b"d": {b"l": "x", b"s": sparse(sink, b"s", [4096, b"y"])}, **pair(sink)}
     )
-    before = descriptors()
+    before = open_files()
     for error in (errno.ENOSPC, errno.EIO):
         calls = 0
 
@@ -300,7 +288,7 @@ def test_a_failing_write_leaves_nothing(sink, place, number):
                 shutil.rmtree(place)
         assert found == error
         assert os.listdir(place.parent) == []
-    assert descriptors() <= before
+    assert open_files() <= before
     make(sink, digest, place, durable=True)
     assert sorted(os.listdir(place)) == ["a", "d", "p", "q"]
 
@@ -677,7 +665,7 @@ def test_a_deep_tree_needs_few_descriptors(sink, place, how):
     one, two = tree(sink, {b"f": b"1"}), tree(sink, {b"f": b"2", b"l": "x"})
     for _ in range(4096):
         one, two = (directory(sink, [below(b"d" * 255, d)]) for d in (one, two))
-    most, before = 0, descriptors()
+    most, before = 0, open_files()
     base = len(before)
 
     def count(call, _arguments):
@@ -692,7 +680,7 @@ def test_a_deep_tree_needs_few_descriptors(sink, place, how):
             assert turn(sink, place, tree(sink, {}), two) == Restored(removed=1)
             assert os.listdir(place) == []
     assert most < 80
-    assert descriptors() <= before
+    assert open_files() <= before
     # The test's own tidying up knows no such paths.
     fd = os.open(place.parent, os.O_PATH)
     try:
@@ -790,7 +778,7 @@ def until(condition, seconds: float = 10) -> None:
 def test_an_interrupt_ends_it_and_leaves_nothing(sink, place):
     """Ctrl-C at any moment: no descriptor, no thread, and no half directory under the name."""
     digest = tree(sink, {b"%d" % n: {b"f": b"%d" % n, b"l": "x"} for n in range(60)})
-    before, threads = descriptors(), set(threading.enumerate())
+    before, threads = open_files(), set(threading.enumerate())
     interrupted = 0
     handler = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -808,7 +796,7 @@ def test_an_interrupt_ends_it_and_leaves_nothing(sink, place):
             if left:
                 assert len(os.listdir(place)) == 60
                 shutil.rmtree(place)
-            assert descriptors() <= before
+            assert open_files() <= before
             # One that was never let begin is on its way out.
             until(lambda: set(threading.enumerate()) <= threads)
     finally:
