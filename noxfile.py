@@ -27,6 +27,11 @@ PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 # Random order is pytest-randomly's default; more than eight workers only fight for one disk.
 SUITE = ("-n", "auto", "--maxprocesses", "8")
 
+# What is run a second time without layers.
+NEEDING_NO_LAYERS = tuple(
+    f"tests/integration/test_{name}.py" for name in ("workspaces", "fork", "layers_contract")
+)
+
 # An account number that nobody has: what belongs to it was made by these tests, and nothing else
 # does.
 USER_ID = 64321
@@ -63,6 +68,10 @@ def tests(session: nox.Session) -> None:
     _install_programs(session)
     session.install(".", *_group("test"))
     session.run("pytest", *SUITE, *session.posargs)
+    if not session.posargs:
+        # Once more where every layer is lost at every occasion: none is needed.
+        losing = {"SANDBOXSDK_LOSE_LAYERS": "1"}
+        session.run("pytest", *SUITE, "-q", *NEEDING_NO_LAYERS, env=losing)
 
 
 @nox.session(python=PYTHONS, default=False)

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -205,6 +206,12 @@ def make_fifo(name: Name, mode: int = 0o600, *, dir_fd: int | None = None) -> No
     """Make a FIFO."""
     _tell("make_fifo", name, dir_fd)
     os.mkfifo(name, mode, dir_fd=dir_fd)
+
+
+def make_whiteout(name: Name, *, dir_fd: int | None = None) -> None:
+    """Make what stands in an overlay's layer for a name that is not there: a device 0:0."""
+    _tell("make_whiteout", name, dir_fd)
+    os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
 
 
 def remove(name: Name, *, dir_fd: int | None = None) -> None:

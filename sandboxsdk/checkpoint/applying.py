@@ -240,6 +240,7 @@ class _Run:
             labels={"before-apply": application},
             added=added,
             began=self._began,
+            paused=0.0,
         )
 
 

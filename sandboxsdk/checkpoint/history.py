@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Concatenate, ParamSpec, TypeVar, final
 
@@ -24,12 +24,13 @@ from sandboxsdk.errors import (
     UsageError,
 )
 from sandboxsdk.home import Home
-from sandboxsdk.journal import FILE, Journal
+from sandboxsdk.journal import FILE, Entry, Journal
 from sandboxsdk.model import (
     BASE,
     CHECKPOINT,
     DELETED,
     GIVEN_UP,
+    PLACED,
     RESTORED,
     RESTORING,
     TAGGED,
@@ -44,13 +45,17 @@ from sandboxsdk.model import (
     fold_points,
 )
 from sandboxsdk.snapshot import (
+    BASES,
     Progress,
     Scratch,
+    Totals,
+    Trees,
     compare_trees,
 )
 from sandboxsdk.store import Store, Writer
-from sandboxsdk.workspace import OpenWorkspace
+from sandboxsdk.workspace import Mounted, OpenWorkspace
 
+from .bottom import bottom_of, totals_between
 from .checkpoint import Checkpoint
 from .patch import make_patch
 from .presence import Present, look
@@ -58,8 +63,21 @@ from .recording import beginning_of, find_record, merge_over, record_of
 from .restoring import Place, restore_files
 
 Hold = Callable[[], AbstractContextManager[object]]
+Still = Callable[[], AbstractContextManager[Sequence[Mounted] | None]]
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _points(before: Points | None, entries: Sequence[Entry], path: str) -> Points:
+    return fold_points(entries, path=path, before=before)
+
+
+def _is_kept(checkpoint: Checkpoint) -> bool:
+    """Tell whether garbage collection keeps all that a checkpoint needs."""
+    try:
+        return checkpoint.id in checkpoint.history.points().records
+    except TaskNotFound:
+        return False
 
 
 def _alone(method: Callable[Concatenate[History, P], T]) -> Callable[Concatenate[History, P], T]:
@@ -82,7 +100,8 @@ class History:
         hold: holds the task for a block, for what is called without holding it already.
         family: id that all tasks have in common which were forked from each other.
         relatives: gives the histories of those.
-        still: makes all that this process runs on the files stand still for a block.
+        still: makes all that this process runs on the files stand still for a block, and gives it.
+        boxes: gives it as it goes on.
     """
 
     def __init__(
@@ -95,7 +114,8 @@ class History:
         hold: Hold,
         family: str,
         relatives: Callable[[], Iterable[History]],
-        still: Hold = nullcontext,
+        still: Still = nullcontext,
+        boxes: Callable[[], Sequence[Mounted]] = tuple,
     ) -> None:
         self._home = home
         self.task: str = task
@@ -105,6 +125,7 @@ class History:
         self._workspace = workspace
         self.hold = hold
         self.still = still
+        self._boxes = boxes
 
     @property
     def store(self) -> Store:
@@ -135,10 +156,9 @@ class History:
             Corrupt: its journal is damaged.
         """
         try:
-            entries = self._journal.entries()
+            return self._journal.folded(_points).copied()
         except NotFound:
             raise TaskNotFound(wanted=self.task, home=self._home.path) from None
-        return fold_points(entries, path=self._journal.path)
 
     def list(self) -> list[Checkpoint]:
         """Give all checkpoints, newest first."""
@@ -183,9 +203,15 @@ class History:
             return wanted
 
     @_alone
-    def begin(self) -> None:
-        """Have the files that the workspace begins with, where it must begin with some."""
+    def begin(self, *, stacks: bool = True) -> None:
+        """Make the files ready to be mounted; `finish` puts into place what is not there then.
+
+        Args:
+            stacks: what mounts them can lay them over several layers.
+        """
         workspace = self._workspace()
+        if workspace.layered:
+            self._find_layers(workspace, stacks=stacks)
         if not workspace.begins:
             return
         base = self.points().base
@@ -199,6 +225,58 @@ class History:
             scan.remember()
         workspace.begin(self.store, bytes.fromhex(base.tree))
 
+    def _find_layers(self, workspace: OpenWorkspace, *, stacks: bool) -> None:
+        """Do without layers that are lost, and lay files that are not in place yet over layers that
+        show them.
+        """
+        points = self.points()
+        standing = workspace.standing(self.store, stacks=stacks)
+        if standing != "ready":
+            if points.restoring is None:
+                self._place_again(points, lost=standing == "lost")
+                points = self.points()
+            workspace.forget_layers()
+        plan, base = points.restoring, points.base
+        if stacks and plan is not None and base is not None and workspace.is_untouched():
+            tree = bytes.fromhex(plan.tree)
+            # What is not found or does not work now, `finish` does.
+            with suppress(SandboxError):
+                bottom = bottom_of(workspace, self.store, points, base)
+                trees = Trees(self.store, BASES)
+                totals = totals_between(trees, bottom.tree, bottom.totals, tree)
+                workspace.switch(tree, totals, bottom.tree, self.store, (), lambda: None)
+
+    def _mended(self, points: Points) -> Points:
+        """Have the last known files put into place where a power cut left what does not fit."""
+        workspace = self._workspace()
+        if not workspace.layered or self._boxes() or self.store.read_only:
+            return points
+        if workspace.standing(self.store) == "torn":
+            if points.restoring is None:
+                self._place_again(points, lost=False)
+                points = self.points()
+            workspace.forget_layers()
+        return points
+
+    def _place_again(self, points: Points, *, lost: bool) -> None:
+        """Write down what the files are, because they have to be put into place again."""
+        foreign = points.head is not None and points.head not in points.records
+        with self.store.writing() as writer:
+            if lost:
+                present = self.present(writer, points)
+                tree, uid = present.captured.tree.hex(), present.uid
+            elif points.settled is not None:
+                tree, uid = points.settled.tree, points.settled.uid
+            elif points.head in points.records:
+                record = points.records[points.head]
+                tree, uid = record.tree, record.uid
+            elif points.base is not None:
+                tree, uid = points.base.tree, os.geteuid()
+            else:
+                return
+            plan = Restoring(tree=tree, checkpoint=points.head, uid=uid, foreign=foreign)
+            self.note(PLACED, plan)
+
     @_alone
     def take(
         self,
@@ -206,16 +284,10 @@ class History:
         *,
         description: str = "",
         labels: Mapping[str, str] | None = None,
-        still: Callable[[], AbstractContextManager[object]] | None = None,
-        busy: Callable[[], bool] = lambda: False,
         progress: Progress | None = None,
         roll_back: Callable[[Checkpoint], RestoreReport] | None = None,
     ) -> Checkpoint:
         """Make a checkpoint of the files as they are; on disk when this returns.
-
-        Args:
-            still: makes everything stand still for a block, in which the files are read.
-            busy: whether programs run, which may have files mapped.
 
         Raises:
             UsageError: a name, description or label that cannot be.
@@ -226,8 +298,9 @@ class History:
         name = None if name is None else check_name(name, what="name")
         description, labels = check_description(description), check_labels(labels)
         points = self.points()
-        with self.store.writing() as writer:
-            present = self.present(writer, points, still=still, busy=busy, progress=progress)
+        made: builtins.list[CheckpointRecord] = []
+
+        def noted(present: Present) -> None:
             record = record_of(
                 self.task,
                 present.captured,
@@ -237,10 +310,15 @@ class History:
                 labels=labels,
                 added=present.added,
                 began=began,
+                paused=present.paused,
             )
             self.note(CHECKPOINT, record)
+            made.append(record)
+
+        with self.store.writing() as writer:
+            present = self.present(writer, points, progress=progress, noted=noted)
         present.remember()
-        return Checkpoint(record, self, roll_back=roll_back)
+        return Checkpoint(made[0], self, roll_back=roll_back)
 
     def note(self, kind: str, about: msgspec.Struct) -> None:
         """Write an entry into the journal; it is on disk when this returns."""
@@ -251,29 +329,36 @@ class History:
         writer: Writer,
         points: Points,
         *,
-        still: Callable[[], AbstractContextManager[object]] | None = None,
-        busy: Callable[[], bool] = lambda: False,
         progress: Progress | None = None,
+        noted: Callable[[Present], object] = lambda _: None,
     ) -> Present:
         """Store what the files are now and what they began with, and say of the latter in the
         journal if nothing did. What this gives is in no journal yet, so it is kept only by the
         block of `writer`.
 
+        Args:
+            noted: called when all of it is on disk.
+
         Raises:
             Denied, HostFull, HostRefused: as `take`.
         """
-        present = look(
+        points = self._mended(points)
+
+        def settled(present: Present) -> None:
+            if present.base_is_new:
+                self._journal.append(BASE, to_builtins(present.base))
+            noted(present)
+
+        return look(
             self._workspace(),
             self.store,
             writer,
             points,
-            still=still or self.still,
-            busy=busy,
+            still=self.still,
+            boxes=self._boxes,
             progress=progress,
+            noted=settled,
         )
-        if present.base_is_new:
-            self._journal.append(BASE, to_builtins(present.base))
-        return present
 
     def check_settled(self, points: Points) -> None:
         """Refuse where a crash has left the files between two states.
@@ -334,7 +419,10 @@ class History:
             uid=target.record.uid,
             foreign=target.task != self.task,
         )
-        return self._restore(plan, place, began, current=saved)
+        kept = _is_kept(target)
+        stats = target.stats
+        totals = Totals(stats.files, stats.bytes)
+        return self._restore(plan, place, began, current=saved, totals=totals, kept=kept)
 
     @_alone
     def finish(self, place: Place, *, only_placed: bool = False) -> RestoreReport | None:
@@ -348,31 +436,47 @@ class History:
         return self._restore(plan, place, clock.monotonic(), current=None)
 
     def _restore(
-        self, plan: Restoring, place: Place, began: float, *, current: Checkpoint | None
+        self,
+        plan: Restoring,
+        place: Place,
+        began: float,
+        *,
+        current: Checkpoint | None,
+        totals: Totals | None = None,
+        kept: bool = True,
     ) -> RestoreReport:
+
+        workspace = self._workspace()
+        # A private view is not on disk before its next checkpoint, whatever the journal says.
+        sync = not workspace.layered
 
         def begun() -> None:
             if self.points().restoring != plan:
-                self.note(RESTORING, plan)
+                self._journal.append(RESTORING, to_builtins(plan), sync=sync)
 
         try:
-            done = restore_files(
-                self._workspace(),
-                self.store,
-                plan,
-                place,
-                current=None if current is None else current.tree,
-                begun=begun,
-            )
+            # What is looked at and stored for it is in no journal yet.
+            with self.store.writing():
+                done = restore_files(
+                    workspace,
+                    self.store,
+                    plan,
+                    place,
+                    points=self.points(),
+                    current=None if current is None else current.tree,
+                    totals=totals,
+                    kept=kept,
+                    begun=begun,
+                )
         except FileConflict as error:
             # Trying again would end in the same, and until it does nothing could use the box.
             self._journal.append(GIVEN_UP, {"reason": str(error)}, sync=True)
-            kept = (
+            told = (
                 "" if plan.saved is None else f"; what was there before is checkpoint {plan.saved}"
             )
-            error.hint = f"move it out of the way and restore again{kept}"
+            error.hint = f"move it out of the way and restore again{told}"
             raise
-        self._journal.append(RESTORED, {"checkpoint": plan.checkpoint}, sync=True)
+        self._journal.append(RESTORED, {"checkpoint": plan.checkpoint}, sync=sync)
         return RestoreReport(
             checkpoint=plan.checkpoint,
             saved=plan.saved,
@@ -391,15 +495,26 @@ class History:
             CapabilityError: nobody knows the beginning.
             Conflict: "now" is asked for in the middle of a restore.
         """
-        points = self.points()
+        try:
+            points = self.points()
+        except TaskNotFound:
+            if not (isinstance(a, Checkpoint) and isinstance(b, Checkpoint)):
+                raise
+            # Of a fork that is gone with its block.
+            ends = bytes.fromhex(a.tree), bytes.fromhex(b.tree)
+            return compare_trees(Scratch(self.store), *ends)
         if b is None:
+            points = self._mended(points)
             self.check_settled(points)
         if a is None and b is None and not points.placed:
             told = self._workspace().diff()
             if told is not None:
                 return told
         scratch = Scratch(self.store)
-        return compare_trees(scratch, *self._ends(points, scratch, a, b))
+        ends = self._ends(points, scratch, a, b)
+        # What the files are now was just read; what they were is read from the store where both
+        # are checkpoints.
+        return compare_trees(Trees(scratch, BASES if b is None else None), *ends)
 
     def patch(self, a: Checkpoint | str | None, b: Checkpoint | str | None) -> str:
         """Give what changed from a to b as a patch for git; raises as `diff`, and LimitExceeded if

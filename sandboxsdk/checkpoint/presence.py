@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import final
 
+from sandboxsdk import clock
+from sandboxsdk.errors import SandboxError
 from sandboxsdk.model import Beginning, Points
-from sandboxsdk.snapshot import Captured, Progress, Totals
+from sandboxsdk.snapshot import YOUNG_SECONDS, Captured, Merge, Progress, Totals
 from sandboxsdk.store import Store, Writer
-from sandboxsdk.workspace import OpenWorkspace, Scan
+from sandboxsdk.workspace import Mounted, OpenWorkspace, Scan
 
 from .recording import beginning_of, merge_over
 
@@ -23,6 +25,7 @@ class Present:
         base_is_new: nothing knew what it began with before.
         added: bytes that came into the store.
         uid: who captured it; root's captures know owners.
+        paused: seconds for which running programs stood still.
     """
 
     def __init__(
@@ -34,12 +37,14 @@ class Present:
         base_is_new: bool,
         added: int,
         uid: int,
+        paused: float,
     ) -> None:
         self.base: Beginning = base
         self.captured: Captured = captured
         self.uid: int = uid
         self.base_is_new: bool = base_is_new
         self.added: int = added
+        self.paused: float = paused
         self._scans = scans
 
     def remember(self) -> None:
@@ -54,34 +59,91 @@ def look(
     writer: Writer,
     points: Points,
     *,
-    still: Callable[[], AbstractContextManager[object]],
-    busy: Callable[[], bool],
+    still: Callable[[], AbstractContextManager[Sequence[Mounted] | None]],
+    boxes: Callable[[], Sequence[Mounted]],
     progress: Progress | None,
+    noted: Callable[[Present], object],
 ) -> Present:
     """Store what the files of a task are now, and what they began with if that is not there yet.
 
+    Where nothing runs, what the view holds becomes a layer, once it is on disk and noted.
+
     Args:
-        still: makes everything stand still for a block, in which the files are read.
-        busy: whether programs run, which may have files mapped.
+        still: makes everything stand still for a block, in which the files are read; gives the
+            boxes that have them mounted.
+        boxes: gives those without making them stand still.
+        noted: writes into the journal what is in the store by then.
     """
     scans: list[Scan] = []
-    uid = os.geteuid()
     base = points.base
     if base is None:
         begun = workspace.capture_beginning(writer, store, progress)
         if begun is not None:
             scans.append(begun)
             base = beginning_of(begun.captured)
+
+    def settled(captured: Captured, uid: int, paused: float = 0.0) -> Present:
+        added = writer.commit()
+        present = Present(
+            # What a directory held before its first checkpoint, nobody kept.
+            base or beginning_of(captured),
+            captured,
+            scans,
+            base_is_new=points.base is None,
+            added=added,
+            uid=uid,
+            paused=paused,
+        )
+        noted(present)
+        return present
+
     if points.placed and points.restoring is not None:
-        captured = Captured(tree=bytes.fromhex(points.restoring.tree), totals=Totals(0, 0))
-        uid = points.restoring.uid
-    else:
-        merge = None if base is None else merge_over(writer, base)
-        with still():
-            scan = workspace.capture(writer, store, merge, progress, mapped=busy())
-        scans.append(scan)
-        captured = scan.captured
-    added = writer.commit()
-    # What a directory held before its first checkpoint, nobody kept.
-    base = base or beginning_of(captured)
-    return Present(base, captured, scans, base_is_new=points.base is None, added=added, uid=uid)
+        plan = points.restoring
+        return settled(Captured(tree=bytes.fromhex(plan.tree), totals=Totals(0, 0)), plan.uid)
+    merge = None if base is None else merge_over(writer, base)
+    ahead = None
+    if any(box.busy() for box in boxes()):
+        ahead = _looked_ahead(workspace, store, writer, merge, progress)
+    with ExitStack() as standing:
+        began, paused = clock.monotonic(), 0.0
+        stopped = standing.enter_context(still()) or ()
+        busy = any(box.busy() for box in stopped)
+        scan = workspace.capture(writer, store, merge, progress, mapped=busy, before=ahead)
+        if busy:
+            # It has stood still long enough.
+            standing.close()
+            paused = clock.monotonic() - began
+        present = settled(scan.captured, os.geteuid(), paused)
+        if busy or base is None or not _frozen(workspace, present, store, stopped):
+            scans.append(scan)
+    return present
+
+
+def _looked_ahead(
+    workspace: OpenWorkspace,
+    store: Store,
+    writer: Writer,
+    merge: Merge | None,
+    progress: Progress | None,
+) -> Scan | None:
+    """Read what there is before those stand still that change it: then only what they change in
+    between has to be read while they wait. None if they did not let us.
+    """
+    with suppress(SandboxError):
+        scan = workspace.capture(writer, store, merge, progress, mapped=True)
+        if scan.learned is not None and scan.learned.has_young:
+            # What has just changed is trusted when it is a little older.
+            clock.pause(YOUNG_SECONDS)
+            scan = workspace.capture(writer, store, merge, progress, mapped=True, before=scan)
+        return scan
+    return None
+
+
+def _frozen(
+    workspace: OpenWorkspace, present: Present, store: Store, boxes: Sequence[Mounted]
+) -> bool:
+    """Have what was captured made a layer. That it could not be is no failure: all is on disk."""
+    base = bytes.fromhex(present.base.tree)
+    with suppress(SandboxError):
+        return workspace.freeze(present.captured, base, store, boxes)
+    return False

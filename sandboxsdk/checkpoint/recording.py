@@ -8,7 +8,7 @@ from typing import Any
 from sandboxsdk import clock, ids
 from sandboxsdk.errors import AmbiguousId, CheckpointNotFound, UsageError
 from sandboxsdk.model import Beginning, CheckpointRecord, CheckpointStats, Points
-from sandboxsdk.snapshot import Captured, Merge, Scratch, Totals
+from sandboxsdk.snapshot import BASES, Captured, Merge, Scratch, Totals
 from sandboxsdk.store import Writer
 
 _PREFIX_LENGTH_MIN = 4
@@ -50,7 +50,7 @@ def beginning_of(captured: Captured) -> Beginning:
 def merge_over(reader: Writer | Scratch, base: Beginning) -> Merge:
     """Say what an upper is laid over."""
     totals = Totals(base.files, base.bytes)
-    return Merge(reader=reader, tree=bytes.fromhex(base.tree), totals=totals)
+    return Merge(reader=reader, tree=bytes.fromhex(base.tree), totals=totals, bases=BASES)
 
 
 def record_of(
@@ -63,6 +63,7 @@ def record_of(
     labels: dict[str, str],
     added: int,
     began: float,
+    paused: float,
 ) -> CheckpointRecord:
     """Make the record of a capture that was stored, at this moment."""
     stats = CheckpointStats(
@@ -70,6 +71,7 @@ def record_of(
         bytes=captured.totals.bytes,
         new_bytes=added,
         seconds=clock.monotonic() - began,
+        paused=paused,
     )
     return CheckpointRecord(
         id=ids.new_id(),

@@ -6,13 +6,24 @@ from collections.abc import Callable
 
 import msgspec
 
-from sandboxsdk.model import Restoring
-from sandboxsdk.snapshot import Restored, Scratch, restore_in_place
+from sandboxsdk.model import Points, Restoring
+from sandboxsdk.snapshot import (
+    BASES,
+    Merge,
+    Plan,
+    Restored,
+    Scratch,
+    Totals,
+    Trees,
+    plan,
+    rebased,
+    restore_in_place,
+)
 from sandboxsdk.store import Store
-from sandboxsdk.workspace import OpenWorkspace
+from sandboxsdk.workspace import Mounted, OpenWorkspace
 
+from .bottom import bottom_of, totals_between
 from .checkpoint import owners_of
-from .recording import beginning_of, merge_over
 
 Owners = Callable[[int, int], tuple[int, int]]
 
@@ -24,41 +35,73 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         mounted: descriptor of the workspace as an open box has it.
         owners: gives the ids to set through it so that on disk they are those given; None where
             no owner can be set.
+        boxes: those that have it mounted.
     """
 
     mounted: int
     owners: Owners | None = None
+    boxes: tuple[Mounted, ...] = ()
 
 
 def restore_files(
     workspace: OpenWorkspace,
     store: Store,
-    plan: Restoring,
+    wanted: Restoring,
     place: Place,
     *,
+    points: Points,
     current: str | None,
+    totals: Totals | None,
+    kept: bool,
     begun: Callable[[], None],
 ) -> Restored:
     """Make the files what a plan says, touching only what differs.
 
     Args:
+        points: what the journal says.
         current: tree of what is there, if that is known.
+        totals: of the tree that is wanted, if they are known.
+        kept: all of it is certainly in the store. Else it is read, and what is missing is noticed,
+            whatever layers show.
         begun: called when all is known to be there and to fit, before anything is touched.
     """
     scratch = Scratch(store)
-    if current is None or workspace.layered:
-        present = _tree_of(workspace, store, scratch)
+    owners = owners_of(wanted.uid)
+    target = bytes.fromhex(wanted.tree)
+    if workspace.layered:
+        return _restore_layered(
+            workspace,
+            store,
+            target,
+            place,
+            points=points,
+            owners=owners,
+            totals=totals,
+            kept=kept,
+            begun=begun,
+        )
+    if current is None:
+        present = workspace.capture(scratch, store, None, None, unlock=True).captured.tree
     else:
         present = bytes.fromhex(current)
-    owners = owners_of(plan.uid)
-    if owners is not None and workspace.layered:
-        owners = place.owners
+    return _restore_in_place(workspace, scratch, present, target, place, owners, begun)
+
+
+def _restore_in_place(
+    workspace: OpenWorkspace,
+    scratch: Scratch,
+    present: bytes,
+    target: bytes,
+    place: Place,
+    owners: Owners | None,
+    begun: Callable[[], None],
+) -> Restored:
     with workspace.restoring(place.mounted) as root:
         return restore_in_place(
             scratch,
             root,
             current=present,
-            target=bytes.fromhex(plan.tree),
+            target=target,
             owners=owners,
             spare=workspace.spared,
             shown="/workspace/",
@@ -66,13 +109,57 @@ def restore_files(
         )
 
 
-def _tree_of(workspace: OpenWorkspace, store: Store, scratch: Scratch) -> bytes:
-    """Give the tree of what lies there now, the user's own directory looked at anew: a restore must
-    find what differs, whoever changed it.
+def _restore_layered(
+    workspace: OpenWorkspace,
+    store: Store,
+    target: bytes,
+    place: Place,
+    *,
+    points: Points,
+    owners: Owners | None,
+    totals: Totals | None,
+    kept: bool,
+    begun: Callable[[], None],
+) -> Restored:
+    """Lay the view over the layers that make the tree; where there are none, or they would not show
+    it, make what differs through the mount, which knows what lies below.
     """
-    merge = None
-    if workspace.layered:
-        base = workspace.capture_beginning(scratch, store, None)
-        assert base is not None
-        merge = merge_over(scratch, beginning_of(base.captured))
-    return workspace.capture(scratch, store, merge, None, unlock=True).captured.tree
+    base = points.base
+    assert base is not None
+    scratch = Scratch(store)
+    bottom = bottom_of(workspace, store, points, base)
+    # What lies at the bottom may be another than when the view was laid over it: then it shows
+    # something else too.
+    stands_on = workspace.bottom() or bytes.fromhex(base.tree)
+    as_before = bottom.tree == stands_on
+    shown = rebased(scratch, stands_on, workspace.layered_tree() or stands_on, bottom.tree)
+    merge = Merge(reader=scratch, tree=shown, totals=bottom.totals, bases=BASES)
+    captured = workspace.capture(scratch, store, merge, None, layers=False).captured
+    if as_before and captured.tree == target:
+        begun()
+        return Restored()
+    current = captured.tree
+    if not captured.left_out and kept:
+        trees = Trees(scratch, BASES)
+        foretold = plan(trees, captured.tree, target, owners=owners)
+        totals = totals or totals_between(trees, bottom.tree, bottom.totals, target)
+        if workspace.switch(target, totals, bottom.tree, store, place.boxes, begun):
+            return _told(foretold)
+        if not as_before:
+            # From an empty view of it, all that differs is known. First see that all is there.
+            plan(Trees(scratch), bottom.tree, target, owners=owners)
+            if workspace.switch(bottom.tree, bottom.totals, bottom.tree, store, place.boxes, begun):
+                current = bottom.tree
+    if owners is not None:
+        owners = place.owners
+    return _restore_in_place(workspace, scratch, current, target, place, owners, begun)
+
+
+def _told(made: Plan) -> Restored:
+    """Say what a switch of layers did, as if each entry had been written. (pure)"""
+    touched = [one for one in made.directories if one.metadata and not one.changed]
+    return Restored(
+        written=made.total,
+        removed=len(made.removals),
+        touched=len(touched) + len(made.metadata),
+    )

@@ -29,7 +29,10 @@ from typing import Any
 
 from sandboxsdk import syscalls as sc
 
+from .workspace import Overlay
+
 BOX = "/box"
+WORKSPACE = f"{BOX}/workspace"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
@@ -138,9 +141,11 @@ def make_idmap(dropped: int, owner: tuple[int, int]) -> int:
         os.waitpid(child, 0)
 
 
-def build(spec: dict[str, Any], idmaps: dict[tuple[int, int], int]) -> dict[str, int]:
+def build(
+    spec: dict[str, Any], idmaps: dict[tuple[int, int], int]
+) -> tuple[dict[str, int], Overlay | None]:
     """Mount everything that `spec` names and pivot into it; gives descriptors of the guest's
-    writable trees.
+    writable trees, and the overlay behind the workspace, if it is one.
     """
     sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
     _loopback_up()
@@ -160,11 +165,14 @@ def build(spec: dict[str, Any], idmaps: dict[tuple[int, int], int]) -> dict[str,
     _scratch(spec)
     sources.attach()
     _seal("box")
+    if sources.overlay is not None:
+        # Behind the seal, which would leave another mount of it below.
+        sources.overlay.mount(spec["workspace"], WORKSPACE.lstrip("/"))
     _pivot()
     descriptors = {}
     for name, path in (("workspace", "workspace"), ("tmp", "tmp"), ("home", "home/sandbox")):
         descriptors[name] = os.open(f"{BOX}/{path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    return descriptors
+    return descriptors, sources.overlay
 
 
 class _Sources:
@@ -182,9 +190,10 @@ class _Sources:
             for name in os.listdir(spec["bwrap_libraries"]):
                 self.programs[name] = _read(f"{spec['bwrap_libraries']}/{name}")
         self._attach: list[tuple[int, str, bool]] = []
+        self.overlay: Overlay | None = None
         workspace = spec["workspace"]
         if workspace["kind"] == "overlay":
-            self._attach.append((self._overlay(workspace), "workspace", True))
+            self.overlay = self._overlay(workspace)
         else:
             self._attach.append((self._clone(workspace["path"], workspace), "workspace", True))
         for entry in spec["mounts"]:
@@ -218,22 +227,14 @@ class _Sources:
             sc.mount_setattr(clone, attributes=sc.MOUNT_ATTR_IDMAP, userns=userns)
         return clone
 
-    def _overlay(self, workspace: dict[str, Any]) -> int:
-        lowers = [self._clone(entry["path"], entry) for entry in workspace["lowers"]]
-        owner = workspace["lowers"][-1]["owner"]
-        task = self._clone(workspace["task"], {"id": workspace["task_id"], "owner": owner})
-        upper = os.open(
-            workspace["upper"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=task
-        )
-        work = os.open(workspace["work"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=task)
-        try:
-            # redirect_dir, index and metacopy stay off: each would make a frozen layer depend on
-            # its base.
-            options = [("userxattr", None), ("volatile", None), ("xino", "off")]
-            return sc.overlay_mount(lowers=lowers, upper=upper, work=work, options=options)
-        finally:
-            for descriptor in (*lowers, task, upper, work):
-                os.close(descriptor)
+    def _overlay(self, workspace: dict[str, Any]) -> Overlay:
+        owner = workspace["base"]["owner"]
+        clones = {"layers": -1}
+        for name in ("base", "task", "layers"):
+            entry = workspace[name]
+            if entry is not None:
+                clones[name] = self._clone(entry["path"], {"id": entry["id"], "owner": owner})
+        return Overlay(**clones)
 
 
 def _make_target(target: str, *, directory: bool, owner: tuple[int, int]) -> None:

@@ -16,11 +16,15 @@ import os
 import resource
 import select
 import signal
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from . import descendants, terminal, wire
+from sandboxsdk import syscalls as sc
+
+from . import descendants, enclosure, terminal, wire
 from .guests import Guest, Guests, let_go
 from .starting import Starter
+from .workspace import Overlay
 
 _STATUS_BYTES_MAX = 16 * 1024
 
@@ -34,10 +38,16 @@ def wake_on_child() -> int:
 
 
 def hold(
-    control: wire.Channel, owner: int, *, bwrap: int, spec: dict[str, Any], cgroups: list[int]
+    control: wire.Channel,
+    owner: int,
+    *,
+    bwrap: int,
+    spec: dict[str, Any],
+    cgroups: list[int],
+    overlay: Overlay | None,
 ) -> NoReturn:
     """Keep a box until its owner is gone or hangs up; then end with everything in it."""
-    _Holder(control, owner, bwrap, spec, cgroups).run()
+    _Holder(control, owner, bwrap, spec, cgroups, overlay).run()
     if spec["plain"]:
         descendants.end_all()
     os._exit(0)
@@ -89,8 +99,10 @@ class _Holder:
         bwrap: int,
         spec: dict[str, Any],
         cgroups: list[int],
+        overlay: Overlay | None,
     ) -> None:
         self._control = control
+        self._overlay = overlay
         self._owner = owner
         self._spec = spec
         self._starter = Starter(bwrap, spec, cgroups)
@@ -139,7 +151,7 @@ class _Holder:
             # Only now: an answer may close descriptors, and poll's news of their numbers is old
             # then.
             for message, (descriptor,) in asked:
-                self._answer(message["op"], wire.adopt(descriptor))
+                self._answer(message, wire.adopt(descriptor))
 
     def _start(self, message: dict[str, Any], descriptors: list[int]) -> None:
         """Start a command: descriptors are its channel, the arguments, the filter, then its three
@@ -174,20 +186,40 @@ class _Holder:
                 os.close(descriptor)
         self._starter.prepare()
 
-    def _answer(self, asked: str, channel: wire.Channel) -> None:
-        """Answer what the caller asks about all that runs in the box."""
+    def _answer(self, message: dict[str, Any], channel: wire.Channel) -> None:
+        """Answer what the caller asks about all that runs in the box, and about its files."""
+        asked = message["op"]
         try:
             if asked == "busy":
                 busy = bool(self._commands) or self._guests.alive(self._spared())
                 _say_last(channel, {"busy": busy})
             elif asked == "stop":
                 self._stop(channel)
+            elif asked == "unmount":
+                _say_last(channel, *self._unmount())
+            elif asked == "mount":
+                _say_last(channel, *self._mount(message))
             else:
                 self._clearing.append(channel)
                 self._clear()
         except OSError as error:
             # No descriptors or no memory left; the box must not die of a question.
             _say_last(channel, {"errno": error.errno, "text": str(error)})
+
+    def _unmount(self) -> tuple[dict[str, Any], list[int]]:
+        """Take the workspace off, unless something uses it; then give it anew."""
+        used = self._overlay is None or bool(self._commands) or bool(self._holds)
+        if not used and not self._guests.alive(self._spared()):
+            with contextlib.suppress(OSError):
+                sc.umount(enclosure.WORKSPACE)
+                return {"busy": False}, []
+        return {"busy": True}, [_open_workspace()]
+
+    def _mount(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        """Mount the workspace with other layers."""
+        assert self._overlay is not None
+        self._overlay.mount(message, enclosure.WORKSPACE)
+        return {"mounted": True}, [_open_workspace()]
 
     def _spared(self) -> tuple[int, ...]:
         return (self._starter.spare,)
@@ -344,8 +376,18 @@ class _Holder:
             command.channel.send(ended)
 
 
-def _say_last(channel: wire.Channel, message: dict[str, Any]) -> None:
-    """Send a last word, to somebody who may be gone, and hang up."""
-    with contextlib.suppress(OSError):
-        channel.send(message)
+def _open_workspace() -> int:
+    return os.open(enclosure.WORKSPACE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _say_last(
+    channel: wire.Channel, message: dict[str, Any], descriptors: Sequence[int] = ()
+) -> None:
+    """Send a last word, to somebody who may be gone, and hang up; the descriptors go with it."""
+    try:
+        with contextlib.suppress(OSError):
+            channel.send(message, list(descriptors))
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
     channel.close()

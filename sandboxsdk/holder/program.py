@@ -142,7 +142,11 @@ class _ForkServer:
             sc.prctl(sc.PR_SET_CHILD_SUBREAPER)
             sc.set_name("sandboxsdk-box")
             stage = "mounts"
-            trees = _open_trees(spec) if spec["plain"] else enclosure.build(spec, self._idmaps)
+            overlay = None
+            if spec["plain"]:
+                trees = _open_trees(spec)
+            else:
+                trees, overlay = enclosure.build(spec, self._idmaps)
             pidfd = os.pidfd_open(os.getpid())
         except OSError as error:
             _report(channel, error, stage)
@@ -150,7 +154,7 @@ class _ForkServer:
         channel.send({"ready": True}, [pidfd, trees["workspace"], trees["tmp"], trees["home"]])
         for descriptor in (*trees.values(), pidfd):
             os.close(descriptor)
-        holding.hold(channel, self._owner, bwrap=bwrap, spec=spec, cgroups=cgroups)
+        holding.hold(channel, self._owner, bwrap=bwrap, spec=spec, cgroups=cgroups, overlay=overlay)
 
     def _thaw(self) -> None:
         """Let go on what the owner had paused before it died: nothing that is frozen can die."""

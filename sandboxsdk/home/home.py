@@ -42,6 +42,7 @@ from .sweeping import discard, ids_in, remove_unfinished, sweep
 
 # The engines are imported when they are first needed.
 if TYPE_CHECKING:
+    from sandboxsdk.layers import Layers
     from sandboxsdk.runtime import Runtime
     from sandboxsdk.store import Store
 
@@ -174,6 +175,7 @@ class Home:
             self.check_writable()
             self.sweep()
             remove_unfinished(self.path)
+            self.layers.sweep(keep=self._roots())
         return self.store.gc(self._needed, dry_run=dry_run)
 
     @property
@@ -192,8 +194,16 @@ class Home:
     def _needed(self) -> set[bytes]:
         from sandboxsdk.snapshot import reachable
 
-        roots = {root for points in self._points().values() for root in points.roots()}
-        return reachable(self.store, [bytes.fromhex(root) for root in sorted(roots)])
+        return reachable(self.store, sorted(self._roots()))
+
+    def _roots(self) -> set[bytes]:
+        """Give the digests of all trees that are needed."""
+        points = self._points().values()
+        roots = {bytes.fromhex(root) for one in points for root in one.roots()}
+        # What an upper lies over, also if its checkpoint was deleted.
+        for stack in self.layers.stacks():
+            roots |= {tree for tree in (stack.tree, stack.bottom) if tree}
+        return roots
 
     def _points(self) -> dict[str, Points]:
         """Read what the journals of all tasks say of checkpoints, by the task's directory.
@@ -263,6 +273,14 @@ class Home:
         """The directory for what walks remember of users' own directories."""
         return os.path.join(self.path, "scans")
 
+    @property
+    def layers(self) -> Layers:
+        """The frozen layers that the tasks of this home lie on."""
+        from sandboxsdk.layers import Layers
+
+        owners = tuple(os.path.join(self.path, name) for name in ("tasks", "throwaway"))
+        return Layers(os.path.join(self.path, "layers"), owners)
+
     def directory(self, task: str, *, throwaway: bool = False) -> str:
         return os.path.join(self.path, "throwaway" if throwaway else "tasks", task)
 
@@ -290,7 +308,9 @@ class Home:
 
     def sweep(self) -> int:
         """Delete what crashes left; see `sweeping.sweep`."""
-        return 0 if self.read_only else sweep(self.path)
+        if self.read_only:
+            return 0
+        return sweep(self.path) + self.layers.sweep()
 
 
 def _default_path() -> str:

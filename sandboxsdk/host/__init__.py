@@ -8,8 +8,9 @@ may have planted; a lock dies with its holder; nothing is started by forking the
 
 from .database import Database
 from .descent import Cursor, Opener, has_openat2, remove_entry
-from .entry import chmod_entry, translated
+from .entry import chmod_entry, owned, translated
 from .lock import FileLock
+from .passage import Passage
 from .program import (
     Program,
     boot_id,
@@ -27,6 +28,7 @@ __all__ = [
     "Database",
     "FileLock",
     "Opener",
+    "Passage",
     "Program",
     "Tree",
     "boot_id",
@@ -37,6 +39,7 @@ __all__ = [
     "has_openat2",
     "host_name",
     "output_of",
+    "owned",
     "remove_entry",
     "remove_tree",
     "start_python",

@@ -38,6 +38,15 @@ _CONFLICT = {
 }
 
 
+@contextlib.contextmanager
+def owned(descriptor: int) -> Iterator[int]:
+    """Close a descriptor at the end of the block."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def translated(error: OSError, what: str, path: str) -> SandboxError:
     """Give our error for one of the host."""
     number = error.errno or 0

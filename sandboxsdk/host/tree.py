@@ -44,6 +44,7 @@ from .entry import (
     translated,
     write_fresh,
 )
+from .passage import Passage
 
 READ_BYTES_MAX = 1 << 30
 _STAT_BATCH = 256
@@ -75,6 +76,7 @@ class Tree:
         ids: uid and gid to act as; the process must be allowed to take them on.
         shown: what error messages put before a path.
         with_openat2: False walks component by component; None asks the kernel.
+        passage: is gone through by each use of `root`.
     """
 
     def __init__(
@@ -84,25 +86,31 @@ class Tree:
         ids: tuple[int, int] | None = None,
         shown: str = "",
         with_openat2: bool | None = None,
+        passage: Passage | None = None,
     ) -> None:
         self._root, self._ids, self._shown = root, ids, shown
+        self._passage = passage or Passage()
         self._opener = Opener(with_openat2=has_openat2() if with_openat2 is None else with_openat2)
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:
         """Let the calling thread act as `ids`: file-system uid and gid, and no supplementary group.
-
-        Does not nest. The kernel marks a process that does this as not dumpable, which also keeps
-        its /proc files from those ids.
+        Does not nest. The process is not dumpable from then on.
         """
-        if self._ids is None:
-            yield
-            return
+        with self._passage.passing():
+            if self._ids is None:
+                yield
+            else:
+                with self._as_ids(self._ids):
+                    yield
+
+    @contextlib.contextmanager
+    def _as_ids(self, ids: tuple[int, int]) -> Iterator[None]:
         own, groups = (os.geteuid(), os.getegid()), os.getgroups()
         try:
             if groups:
                 setgroups_thread(())
-            setfsids(*self._ids)
+            setfsids(*ids)
             yield
         finally:
             try:

@@ -13,8 +13,9 @@ import re
 import stat
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -30,11 +31,18 @@ _SECTOR = 512
 # So many lines may be written without a sync, before or with one that is synced.
 _LOST_LINES_MAX = 16
 _BYTES_MAX = 4 * 1024**3
+# So many journals are remembered.
+_KNOWN_MAX = 64
 _SUM_LENGTH = 16
 _SUM = b',"sum":"'
 _END = re.compile(b'%s[0-9a-f]{%d}"}' % (_SUM, _SUM_LENGTH))
 _TAIL_LENGTH = len(_SUM) + _SUM_LENGTH + len(b'"}')
 _NO_FILE_OF_OURS = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENOTDIR)
+
+
+# Device and inode, size, mtime and ctime in nanoseconds: nobody can set an inode's change time.
+_Stamp = tuple[int, int, int, int, int]
+T = TypeVar("T")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -82,7 +90,29 @@ class Journal:
             NotFound: there is no journal.
             Corrupt: a finished line is damaged, missing or not ours; `line` says which.
         """
-        return self._read()[0]
+        return list(self._read().entries)
+
+    def folded(self, fold: Callable[[T | None, Sequence[Entry], str], T]) -> T:
+        """Give what all entries add up to; costs those that are new since this was asked last.
+
+        Args:
+            fold: gives a new value that adds entries to an earlier one, or to nothing, and is told
+                the path for its errors. It must not change the earlier value, and always be the
+                same function.
+
+        Raises:
+            NotFound, Corrupt: as `entries`.
+        """
+        known = self._read()
+        with _looking:
+            count, value = known.folds.get(fold, (0, None))
+            entries = known.entries[count:]
+        if entries or value is None:
+            value = fold(value, entries, self.path)
+            with _looking:
+                known.folds[fold] = (count + len(entries), value)
+        made: T = value
+        return made
 
     def begin(self, kind: str, data: Mapping[str, Any], *, sync: bool = False) -> Entry:
         """Make the journal with its first entry.
@@ -90,7 +120,7 @@ class Journal:
         Raises:
             HostFull, HostRefused: it cannot be written, or there is one already.
         """
-        return self._write([], 0, _FIRST, kind, data, sync=sync, first=True)
+        return self._write(_Known(), kind, data, sync=sync, first=True)
 
     def append(self, kind: str, data: Mapping[str, Any], *, sync: bool = False) -> Entry:
         """Add one entry after the last whole one; with `sync` it survives a power cut when this
@@ -102,22 +132,22 @@ class Journal:
             HostFull, HostRefused: it cannot be written.
         """
         with self.alone():
-            found, length, prev = self._read()
-            return self._write(found, length, prev, kind, data, sync=sync, first=False)
+            return self._write(self._read(), kind, data, sync=sync, first=False)
 
     def _write(
         self,
-        found: list[Entry],
-        length: int,
-        prev: str,
+        known: _Known,
         kind: str,
         data: Mapping[str, Any],
         *,
         sync: bool,
         first: bool,
     ) -> Entry:
-        entry = Entry(seq=len(found), at=clock.now_ns(), kind=kind, data=dict(data), prev=prev)
-        line = _line(entry) + b"\n"
+        entry = Entry(
+            seq=len(known.entries), at=clock.now_ns(), kind=kind, data=dict(data), prev=known.prev
+        )
+        line = _line(entry)
+        length = known.length
         with disk.translated("append to", self.path):
             if first:
                 descriptor = disk.create(self.path)
@@ -126,9 +156,10 @@ class Journal:
             try:
                 if os.fstat(descriptor).st_size != length:
                     disk.truncate(descriptor, length)
-                disk.write(descriptor, line, length)
+                disk.write(descriptor, line + b"\n", length)
                 if sync:
                     disk.sync_data(descriptor)
+                stamp = _stamp(os.fstat(descriptor))
             except BaseException:
                 # What was not acknowledged is not there either.
                 with contextlib.suppress(OSError):
@@ -136,11 +167,21 @@ class Journal:
                 raise
             finally:
                 os.close(descriptor)
+        _remember(self.path, known.followed(entry, line, stamp))
         return entry
 
-    def _read(self) -> tuple[list[Entry], int, str]:
+    def _read(self) -> _Known:
+        """Give what the file says; it is read if it is another one than when we looked last."""
+        known = _remembered(self.path)
+        if known is None:
+            known = _Known()
+            data, known.stamp = _bytes_of(self.path)
+            known.entries, known.length, known.prev = self._parsed(data)
+            _remember(self.path, known)
+        return known
+
+    def _parsed(self, data: bytes) -> tuple[list[Entry], int, str]:
         """Give the entries, the length of their lines in bytes, and the digest of the last line."""
-        data = _bytes_of(self.path)
         *lines, rest = data.split(b"\n")
         entries: list[Entry] = []
         length, prev = 0, _FIRST
@@ -171,6 +212,57 @@ class Journal:
         return entries, length, prev
 
 
+class _Known:
+    """What a journal said when we looked last.
+
+    Attributes:
+        length: of the lines that count, in bytes.
+        prev: digest of the last of them.
+        stamp: of the file then.
+        folds: what the first entries add up to: how many, and the value, by who adds them up.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.length = 0
+        self.prev = _FIRST
+        self.stamp: _Stamp | None = None
+        self.folds: dict[Any, tuple[int, Any]] = {}
+
+    def followed(self, entry: Entry, line: bytes, stamp: _Stamp) -> _Known:
+        """Say the same with one more line."""
+        self.entries.append(entry)
+        self.length += len(line) + 1
+        self.prev = digest(line)
+        self.stamp = stamp
+        return self
+
+
+def _stamp(found: os.stat_result) -> _Stamp:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _remembered(path: str) -> _Known | None:
+    """Give what is known of a journal whose file is as it was."""
+    with _looking:
+        known = _journals.get(path)
+    if known is None:
+        return None
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return known if stat.S_ISREG(found.st_mode) and _stamp(found) == known.stamp else None
+
+
+def _remember(path: str, known: _Known) -> None:
+    with _looking:
+        _journals[path] = known
+        _journals.move_to_end(path)
+        while len(_journals) > _KNOWN_MAX:
+            _journals.popitem(last=False)
+
+
 class _Guard:
     """The lock of one journal among the threads of this process."""
 
@@ -180,6 +272,7 @@ class _Guard:
 
 _guards: weakref.WeakValueDictionary[str, _Guard] = weakref.WeakValueDictionary()
 _looking = threading.Lock()
+_journals: OrderedDict[str, _Known] = OrderedDict()
 
 
 def _guard_of(path: str) -> _Guard:
@@ -211,8 +304,8 @@ def _is_lost(data: bytes, start: int) -> bool:
     return begins and (behind == len(data) or behind % _SECTOR == 0)
 
 
-def _bytes_of(path: str) -> bytes:
-    """Read a regular file, and nothing that stands in its place."""
+def _bytes_of(path: str) -> tuple[bytes, _Stamp]:
+    """Read a regular file, and nothing that stands in its place; gives its stamp from before."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
@@ -221,7 +314,7 @@ def _bytes_of(path: str) -> bytes:
                 raise Corrupt(path=path, line=0, reason="is not a regular file")
             if found.st_size > _BYTES_MAX:
                 raise Corrupt(path=path, line=0, reason="is larger than a journal may be")
-            return file.read()
+            return file.read(), _stamp(found)
     except FileNotFoundError:
         raise NotFound(reason=f"no journal at {path}") from None
     except PermissionError as error:

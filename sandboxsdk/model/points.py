@@ -5,6 +5,7 @@ Pure: the fold takes entries by their kind and data, wherever they were read.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -22,12 +23,14 @@ class CheckpointStats(msgspec.Struct, frozen=True, kw_only=True):
         bytes: of their contents, holes included.
         new_bytes: added to the store, compressed.
         seconds: from the call to the moment when it was safe on disk.
+        paused: seconds for which running programs stood still; 0 if none ran.
     """
 
     files: int = 0
     bytes: int = 0
     new_bytes: int = 0
     seconds: float = 0.0
+    paused: float = 0.0
 
 
 class CheckpointRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,12 +80,15 @@ class Beginning(msgspec.Struct, frozen=True, kw_only=True):
         tree: digest of the root directory, in hexadecimal.
         files, bytes: regular files in it, and bytes of their contents.
         moved: what the user changed after the task was made and before this was captured.
+        bottom: of a fork, what the directory had by then, as far as the task that it was made of
+            had changed it; empty is the same tree.
     """
 
     tree: str
     files: int = 0
     bytes: int = 0
     moved: MovedSince = MovedSince()
+    bottom: str = ""
 
 
 class Restoring(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,6 +151,8 @@ class Points:
         restoring: a restore that was begun and not ended.
         placed: it is no restore: a fork or an import begins with these files, and they are put into
             their place when it is first used.
+        settled: what the files were made by the last restore, fork or import that has ended, if no
+            checkpoint was made since.
         applying: applications that were begun and not ended, by the directory that they were to.
         applied: the last application that ended, by the directory that it was to.
     """
@@ -156,16 +164,23 @@ class Points:
         self.base: Beginning | None = None
         self.restoring: Restoring | None = None
         self.placed: bool = False
+        self.settled: Restoring | None = None
         self.applying: dict[str, Applying] = {}
         self.applied: dict[str, Applying] = {}
+
+    def copied(self) -> Points:
+        """Give the same, to be added to."""
+        made = copy.copy(self)
+        for name in ("records", "tags", "applying", "applied"):
+            setattr(made, name, dict(getattr(self, name)))
+        return made
 
     def roots(self) -> set[str]:
         """Give the digests of all trees that must be kept."""
         kept = {record.tree for record in self.records.values()}
         if self.base is not None:
-            kept.add(self.base.tree)
-        if self.restoring is not None:
-            kept.add(self.restoring.tree)
+            kept.update(tree for tree in (self.base.tree, self.base.bottom) if tree)
+        kept.update(one.tree for one in (self.restoring, self.settled) if one is not None)
         for one in (*self.applied.values(), *self.applying.values()):
             kept.update((one.before, one.after, one.known, one.expected))
         return kept
@@ -185,18 +200,21 @@ APPLIED = "applied"
 IMPORTED = "imported"
 
 
-def fold_points(entries: Iterable[Fact], *, path: str) -> Points:
+def fold_points(entries: Iterable[Fact], *, path: str, before: Points | None = None) -> Points:
     """Give what these entries say of checkpoints; entries of other kinds are passed over. (pure)
+
+    Args:
+        before: what the entries before them say.
 
     Raises:
         Corrupt: an entry does not have the shape of its kind.
     """
-    points = Points()
+    points = Points() if before is None else before.copied()
     for entry in entries:
         if entry.kind == CHECKPOINT:
             record = to_struct(entry.data, CheckpointRecord, path=path)
             points.records[record.id] = record
-            points.head = record.id
+            points.head, points.settled = record.id, None
         elif entry.kind == DELETED:
             _delete(points, str(entry.data.get("id")))
         elif entry.kind == TAGGED:
@@ -212,7 +230,7 @@ def fold_points(entries: Iterable[Fact], *, path: str) -> Points:
         elif entry.kind == RESTORED and points.restoring is not None:
             wanted, foreign = points.restoring.checkpoint, points.restoring.foreign
             points.head = wanted if foreign or wanted in points.records else None
-            points.restoring, points.placed = None, False
+            points.settled, points.restoring, points.placed = points.restoring, None, False
         elif entry.kind == GIVEN_UP:
             points.restoring, points.placed = None, False
         elif entry.kind == IMPORTED:

@@ -25,13 +25,22 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """The files behind /workspace.
 
     Attributes:
-        kind: "overlay" puts `upper` over `lowers`; "bind" is the directory `task` itself.
-        lowers: read-only directories, top layer first; the last is the user's own directory.
+        kind: "overlay" puts `upper` over `stack` over `base`; "bind" is the directory `task`.
+        base: of an overlay, the read-only directory at the bottom.
+        layers: the directory that frozen layers lie in.
+        stack: paths of the frozen layers over the base, relative to `layers`, top layer first.
         task: the directory that `upper` and `work` (names relative to it) lie in.
     """
 
     kind: Literal["overlay", "bind"]
     task: Place
-    lowers: tuple[Place, ...] = ()
+    base: Place | None = None
+    layers: Place | None = None
+    stack: tuple[str, ...] = ()
     upper: str = ""
     work: str = ""
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """Uid and gid of whom the files belong to."""
+        return (self.base or self.task).owner

@@ -27,7 +27,7 @@ from .arguments import ETC, WORKSPACE, arguments, environment
 from .cgroup import create_box
 from .entering import enter_holder
 from .hierarchy import Support, probe, sweep
-from .instance import HeldInstance
+from .instance import HeldInstance, layers_of
 from .limiting import rlimits, states
 from .mounting import ReadyMount, check_image, place_of, resolve_mounts, toolchain_paths
 from .runtime import BoxPlan, Command
@@ -78,6 +78,7 @@ class _Dialect(msgspec.Struct, frozen=True, kw_only=True):
     path_first: tuple[str, ...]
     hidden_files: tuple[str, ...]
     hidden_directories: tuple[str, ...]
+    remounts: bool = True
 
     def arguments(self, command: Command) -> bytes:
         """Give bubblewrap's options; the command itself travels beside them.
@@ -145,6 +146,7 @@ class Bubblewrap:
     """Makes boxes out of namespaces. One object may serve any number of boxes and threads."""
 
     name = "bubblewrap"
+    stacks = True
 
     def __init__(self) -> None:
         self._program: Program | None = None
@@ -180,7 +182,7 @@ class Bubblewrap:
         view = View(
             kind="overlay",
             task=place_of(scratch),
-            lowers=(place_of(os.path.join(scratch, "lower")),),
+            base=place_of(os.path.join(scratch, "lower")),
             upper="upper",
             work="work",
         )
@@ -345,8 +347,12 @@ def _holder_spec(
 
 
 def _owners(view: View, mounts: Sequence[ReadyMount]) -> list[tuple[int, int]]:
-    places = [view.lowers[-1] if view.lowers else view.task, *(mount.source for mount in mounts)]
-    return list(dict.fromkeys(place.owner for place in places))
+    owners = [view.owner, *(mount.source.owner for mount in mounts)]
+    return list(dict.fromkeys(owners))
+
+
+def _source(place: Place | None) -> dict[str, Any] | None:
+    return None if place is None else {"path": place.path, **_pinned(place)}
 
 
 def _pinned(place: Place) -> dict[str, Any]:
@@ -358,9 +364,8 @@ def _holder_view(view: View) -> dict[str, Any]:
         return {"kind": "bind", "path": view.task.path, **_pinned(view.task)}
     return {
         "kind": "overlay",
-        "task": view.task.path,
-        "task_id": [view.task.device, view.task.inode],
-        "upper": view.upper,
-        "work": view.work,
-        "lowers": [{"path": p.path, **_pinned(p)} for p in view.lowers],
+        "base": _source(view.base),
+        "task": _source(view.task),
+        "layers": _source(view.layers),
+        **layers_of(view),
     }

@@ -91,7 +91,8 @@ def _refusal(message: dict[str, Any], plan: BoxPlan) -> Exception:
             wanted="an overlay of the workspace",
             reason=text,
             hint="keep SANDBOXSDK_HOME on ext4, xfs, btrfs or tmpfs, and the workspace outside of "
-            "containers' own overlay file systems",
+            "containers' own overlay file systems, or work on a copy of it: "
+            'Workspace.private(path, kind="copy")',
         )
     return HostRefused(what="build box", path=plan.id, reason=text)
 

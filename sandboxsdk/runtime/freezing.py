@@ -6,6 +6,7 @@ Both stop all or nothing, and say so when something cannot be stopped in time.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Protocol
 
 from sandboxsdk import holder
@@ -16,6 +17,10 @@ from .running import readable
 
 FREEZE_SECONDS_MAX = 5.0
 _ANSWER_SECONDS_MAX = 30.0
+
+
+# A message, and the descriptors that came with it.
+Answer = tuple[dict[str, Any], list[int]]
 
 
 class Freezer(Protocol):
@@ -54,18 +59,53 @@ class Asking:
             BoxLost: the holder is gone.
             HostRefused: the kernel refused (descriptors).
         """
+        mine, theirs = self._pair()
         try:
-            mine, theirs = holder.pair()
+            self._send({"op": about}, theirs)
+        except BaseException:
+            mine.close()
+            raise
+        return mine
+
+    @contextlib.contextmanager
+    def prepared(self) -> Iterator[Callable[[dict[str, Any], float], Answer]]:
+        """Give what asks once, within some seconds, and brings the answer with its descriptor.
+
+        When it is called it needs no more descriptors of ours than it has.
+
+        Raises:
+            HostRefused: the kernel refused (descriptors).
+            BoxLost: (when it is called) the holder is gone, or gave no answer in time.
+        """
+        mine, theirs = self._pair()
+
+        def ask(message: dict[str, Any], seconds: float) -> Answer:
+            self._send(message, theirs)  # And with its end we have room for one.
+            if not readable(mine.fileno(), seconds):
+                reason = f"its holder gave no answer within {seconds:g} s"
+                raise BoxLost(box=self.box, reason=reason)
+            return self._received(mine)
+
+        try:
+            yield ask
+        finally:
+            mine.close()
+            theirs.drop()
+
+    def _pair(self) -> tuple[holder.Channel, holder.Channel]:
+        try:
+            return holder.pair()
         except OSError as error:
             raise HostRefused(what="ask", path="a holder", reason=str(error)) from error
+
+    def _send(self, message: dict[str, Any], theirs: holder.Channel) -> None:
+        """Send a question with a channel for its answer, of which we let go."""
         try:
-            self._channel.send({"op": about}, [theirs.fileno()])
+            self._channel.send(message, [theirs.fileno()])
         except OSError as error:
-            mine.close()
             raise BoxLost(box=self.box, reason="its holder is gone") from error
         finally:
             theirs.drop()
-        return mine
 
     def answer(self, channel: holder.Channel, seconds: float) -> dict[str, Any] | None:
         """Wait for an answer; None if none came in time.
@@ -76,13 +116,16 @@ class Asking:
         """
         if not readable(channel.fileno(), seconds):
             return None
+        return self._received(channel)[0]
+
+    def _received(self, channel: holder.Channel) -> Answer:
         received = channel.receive()
         if received is None:
             raise BoxLost(box=self.box, reason="its holder is gone")
-        message, _descriptors = received
+        message, descriptors = received
         if "errno" in message:
             raise HostRefused(what="ask", path="a holder", reason=message["text"])
-        return message
+        return message, descriptors
 
     def busy(self) -> bool:
         """Tell whether anything of the guest is alive; raises as `ask` and `answer`."""

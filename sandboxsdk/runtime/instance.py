@@ -8,13 +8,13 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 from sandboxsdk import holder
 from sandboxsdk.errors import BoxBusy, BoxLost, HostRefused, UsageError
-from sandboxsdk.host import Tree, remove_tree
-from sandboxsdk.model import Description, Limits, LimitState, Usage
+from sandboxsdk.host import Passage, Tree, remove_tree
+from sandboxsdk.model import Description, Limits, LimitState, Usage, View
 
 from .arguments import HOME, WORKSPACE
 from .cgroup import BoxCgroup
@@ -23,6 +23,9 @@ from .gate import Gate
 from .listening import listens
 from .running import DEAD_SECONDS_MAX, HeldRunning, pid_of, readable
 from .runtime import BoxPlan, Command, Pressure
+
+# More than are open at once while a view is exchanged.
+_RESERVED = 12
 
 
 class Dialect(Protocol):
@@ -35,6 +38,10 @@ class Dialect(Protocol):
     @property
     def ids(self) -> tuple[int, int] | None:
         """Uid and gid that files are made with, where they are not the caller's."""
+
+    @property
+    def remounts(self) -> bool:
+        """Whether its holder mounts the workspace."""
 
     def arguments(self, command: Command) -> bytes:
         """Give what the holder hands to the program that runs the command."""
@@ -75,6 +82,11 @@ class HeldInstance:
         if cgroup is not None and cgroup.can_freeze:
             self._freezer = CgroupFreezer(plan.id, cgroup)
         self._gate = Gate(plan.id, self._settle)
+        # Who uses files through us: nobody may while the workspace is off.
+        self._passage = Passage()
+        self._mark = -1
+        # Held while the workspace is off: our descriptor of it is another one then.
+        self._mounting = threading.Lock()
         self._paused = False
         self._stands = False
         # Commands of which something may be alive; those of a lingering box until it was asked.
@@ -85,7 +97,8 @@ class HeldInstance:
         self.pid: int = os.getpid()
         names = (WORKSPACE, "/tmp", HOME)  # noqa: S108 - the guest's own
         self.trees: Mapping[str, Tree] = {
-            name: Tree(root, ids=dialect.ids) for name, root in zip(names, roots, strict=True)
+            name: Tree(root, ids=dialect.ids, passage=self._passage)
+            for name, root in zip(names, roots, strict=True)
         }
         for tree, root in zip(self.trees.values(), roots, strict=True):
             # The number goes with its last user: see `close`.
@@ -186,7 +199,46 @@ class HeldInstance:
         """Have all stand still inside the block. See `Instance.frozen`."""
         with self._gate.shut():
             self._stand()
+            self._mark = self._passage.mark()
             yield
+
+    def remounted(self, prepare: Callable[[], View]) -> bool:
+        """Mount the workspace anew, as `prepare` says. See `Instance.remounted`."""
+        if self._plan.view.kind != "overlay" or not self._dialect.remounts:
+            return False
+        with self._mounting, self._passage.closed(self._mark) as alone:
+            if not alone or not self._open:
+                return False
+            return self._remount(self._roots[0], prepare)
+
+    def _remount(self, root: int, prepare: Callable[[], View]) -> bool:
+        # What needs descriptors of ours comes before anything is changed: there may be none left.
+        reserve = _Reserve()
+        with self._asking.prepared() as take_off, self._asking.prepared() as put_on, reserve:
+            # Our own descriptor would keep the mount in use.
+            os.dup2(self._pidfd, root, inheritable=False)
+            try:
+                message, descriptors = take_off({"op": "unmount"}, DEAD_SECONDS_MAX)
+                done = not message["busy"]
+                if done:
+                    reserve.give_back()
+                    view = prepare()
+                    mount = {"op": "mount", **layers_of(view)}
+                    _, descriptors = put_on(mount, DEAD_SECONDS_MAX)
+                (descriptor,) = descriptors
+            except BaseException as error:
+                # What runs next would find no files.
+                self._channel.close()
+                reason = f"its files could not be mounted again ({error})"
+                raise BoxLost(box=self._plan.id, reason=reason) from error
+            os.dup2(descriptor, root, inheritable=False)
+            os.close(descriptor)
+        return done
+
+    @property
+    def in_use(self) -> bool:
+        """Whether some thread uses files through it. See `Instance.in_use`."""
+        return self._passage.in_use
 
     def pause(self) -> None:
         """Stop every process where it is, until `unpause` or a kill.
@@ -234,8 +286,7 @@ class HeldInstance:
         if self._dialect.ids is None:
             return uid, gid
         view = self._plan.view
-        owner = (view.lowers[-1] if view.lowers else view.task).owner
-        (box_uid, box_gid), (own_uid, own_gid) = self._dialect.ids, owner
+        (box_uid, box_gid), (own_uid, own_gid) = self._dialect.ids, view.owner
         return (
             {own_uid: box_uid, box_uid: own_uid}.get(uid, uid),
             {own_gid: box_gid, box_gid: own_gid}.get(gid, gid),
@@ -324,14 +375,47 @@ class HeldInstance:
 
     def _let_go(self) -> None:
         """Close our descriptors, also when the box could not be ended as it should."""
-        for root in self._roots:
-            # The box's files are let go of, but not the number: a thread in the midst of an upload
-            # would go on in whatever directory of the host got it next.
-            os.dup2(self._pidfd, root, inheritable=False)
-        self.trees = {}
-        self._roots = []
+        with self._mounting:
+            for root in self._roots:
+                # The box's files are let go of, but not the number: a thread in the midst of an
+                # upload would go on in whatever directory of the host got it next.
+                os.dup2(self._pidfd, root, inheritable=False)
+            self.trees = {}
+            self._roots = []
         for descriptor in (self._pidfd, self._gone):
             os.close(descriptor)
+
+
+class _Reserve:
+    """Descriptors that are free when they are needed: of a process that has too few, another thread
+    might take the last ones in between.
+
+    Raises:
+        HostRefused: there are too few.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[int] = []
+
+    def __enter__(self) -> None:
+        try:
+            for _ in range(_RESERVED):
+                self._held.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+        except OSError as error:
+            self.give_back()
+            raise HostRefused(what="open", path="a descriptor", reason=str(error)) from error
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
+
+    def give_back(self) -> None:
+        while self._held:
+            os.close(self._held.pop())
+
+
+def layers_of(view: View) -> dict[str, Any]:
+    """Say which layers are to be mounted, as a holder is told."""
+    return {"stack": list(view.stack), "upper": view.upper, "work": view.work}
 
 
 def _remove(directory: str) -> None:

@@ -33,6 +33,7 @@ class Plain:
     """Runs commands as ordinary processes of the caller, in the directory itself."""
 
     name = "process"
+    stacks = False
 
     def findings(self, scratch: str | None) -> tuple[Finding, ...]:
         """Tell that it always works, and what that is worth."""
@@ -100,6 +101,7 @@ class _Dialect(msgspec.Struct, frozen=True, kw_only=True):
     support: Support = _NO_CGROUP
     seccomp: bytes = b""
     ids: tuple[int, int] | None = None
+    remounts: bool = False
 
     def arguments(self, command: Command) -> bytes:
         """Give the command, with the paths of a box turned into those of the host."""
@@ -147,7 +149,8 @@ def _workspace(plan: BoxPlan) -> str:
     view = plan.view
     if view.kind == "bind":
         return view.task.path
-    if os.listdir(view.lowers[-1].path):
+    assert view.base is not None
+    if view.stack or os.listdir(view.base.path):
         raise CapabilityError(
             wanted="a private view of a directory",
             reason="the process runtime cannot make one in this version",

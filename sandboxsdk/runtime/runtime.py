@@ -5,7 +5,7 @@ Implementations are neighbours in this room.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
@@ -165,6 +165,21 @@ class Instance(Protocol):
             UsageError: this thread has frozen the box.
         """
 
+    def remounted(self, prepare: Callable[[], View]) -> bool:
+        """Take the workspace off, have `prepare` change what lies on disk, and mount what it says.
+
+        To be called in a block of `frozen`, where no KeyboardInterrupt comes between. False, and
+        nothing was done, if this box cannot, if something of the guest is alive, or if somebody
+        uses the files or has used them since the block began.
+
+        Raises:
+            BoxLost: the box is gone, or its files could not be mounted again, so it was ended.
+        """
+
+    @property
+    def in_use(self) -> bool:
+        """Whether some thread is in the midst of using its files, also after it was closed."""
+
     @property
     def workspace(self) -> int:
         """Descriptor of the root of the mounted /workspace; it stays the instance's.
@@ -191,9 +206,15 @@ class Instance(Protocol):
 
 
 class Runtime(Protocol):
-    """Makes boxes."""
+    """Makes boxes.
+
+    Attributes:
+        name: what users call it.
+        stacks: whether it can lay an upper over several layers.
+    """
 
     name: str
+    stacks: bool
 
     def findings(self, scratch: str | None) -> tuple[Finding, ...]:
         """Tell what works here, by trying it in `scratch`, an empty directory, if there is one."""

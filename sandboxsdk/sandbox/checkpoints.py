@@ -21,7 +21,7 @@ _PROGRESS_SECONDS = 0.2
 
 def place_of(instance: Instance) -> Place:
     """Say where a box has its files, and with which ids they are given to whom."""
-    return Place(mounted=instance.workspace, owners=instance.seen_ids)
+    return Place(mounted=instance.workspace, owners=instance.seen_ids, boxes=(instance,))
 
 
 def take(
@@ -38,7 +38,6 @@ def take(
         name,
         description=description,
         labels=labels,
-        busy=lambda: any(box.busy() for box in running_on(task.directory)),
         progress=_progress(tell),
         roll_back=roll_back,
     )

@@ -73,7 +73,8 @@ class Opening:
                 if not self._instance.alive():
                     raise BoxLost(box=self._box, reason="its processes were ended from outside")
                 if self.unfinished and finish:
-                    task.checkpoint_history().finish(place_of(self._instance))
+                    with self._instance.frozen():
+                        task.checkpoint_history().finish(place_of(self._instance))
                     self.unfinished = False
                 return self._instance
             began = clock.monotonic()
@@ -128,8 +129,10 @@ class Opening:
             watch.close()
         try:
             if instance is not None:
-                note_ended(instance)
-                instance.close()
+                try:
+                    instance.close()
+                finally:
+                    note_ended(instance)
         finally:
             let_go(self._box)
         if instance is not None:
@@ -138,8 +141,14 @@ class Opening:
     def _start(self, task: Task, *, finish: bool) -> Instance:
         if task.record.workspace.mode == "private":
             claim(task.directory, self._box)
+        # Nobody else looks at the files between their being made ready and their being known as
+        # mounted.
+        with task.checkpoint_history().alone():
+            return self._started(task, finish=finish)
+
+    def _started(self, task: Task, *, finish: bool) -> Instance:
         checkpoints = task.checkpoint_history()
-        checkpoints.begin()
+        checkpoints.begin(stacks=self._runtime.stacks)
         workspace = self.workspace(task)
         plan = BoxPlan(
             id=self._box,
@@ -154,7 +163,8 @@ class Opening:
         )
         instance = self._runtime.enter(plan)
         try:
-            checkpoints.finish(place_of(instance), only_placed=not finish)
+            with instance.frozen():
+                checkpoints.finish(place_of(instance), only_placed=not finish)
             self.unfinished = not finish
             self.watch = Watch(self.spec.limits, disk=workspace.disk_bytes)
         except BaseException:

@@ -7,7 +7,9 @@ whole in the store before its digest is given; equal directories are the same ob
 from a store is checked before anything is done with it; set-id bits are never written.
 """
 
-from .cache import StatCache
+from .attributes import read_attributes
+from .bases import BASES
+from .cache import YOUNG_SECONDS, StatCache
 from .capture import capture
 from .compare_trees import compare_trees
 from .comparison import (
@@ -21,14 +23,17 @@ from .comparison import (
     with_renames,
 )
 from .exclude import excluding
+from .measure import Trees
 from .merge_trees import Merged, merge_trees
 from .moved import Moved
 from .names import Names, note_names, read_names
+from .plan import Plan, plan
 from .reach import damaged_paths, needed_by, reachable
-from .restore import Restored, restore_in_place, restore_to
+from .rebasing import rebased
+from .restore import Restored, restore_in_place, restore_to, uninterrupted
 from .rules import Captured, Exclude, Merge, Progress, Rules
 from .scratch import Scratch
-from .totals import Totals, totals_of
+from .totals import Totals, totals_after, totals_of
 from .tree import (
     BLOCK,
     CHARACTER,
@@ -40,6 +45,7 @@ from .tree import (
     SYMLINK,
     Directory,
     Node,
+    Objects,
     Reader,
     Sink,
     read_directory,
@@ -50,6 +56,7 @@ from .victims import name_victims
 from .writing import Supply, is_leftover
 
 __all__ = [
+    "BASES",
     "BLOCK",
     "CHARACTER",
     "DIRECTORY",
@@ -58,6 +65,7 @@ __all__ = [
     "PARTS",
     "SOCKET",
     "SYMLINK",
+    "YOUNG_SECONDS",
     "Captured",
     "Content",
     "Directory",
@@ -68,6 +76,8 @@ __all__ = [
     "Moved",
     "Names",
     "Node",
+    "Objects",
+    "Plan",
     "Progress",
     "Reader",
     "Restored",
@@ -77,6 +87,7 @@ __all__ = [
     "StatCache",
     "Supply",
     "Totals",
+    "Trees",
     "capture",
     "compare",
     "compare_trees",
@@ -90,14 +101,19 @@ __all__ = [
     "needed_by",
     "note_names",
     "pair_renames",
+    "plan",
     "reachable",
+    "read_attributes",
     "read_directory",
     "read_names",
     "read_parts",
+    "rebased",
     "rename_candidates",
     "restore_in_place",
     "restore_to",
+    "totals_after",
     "totals_of",
+    "uninterrupted",
     "with_renames",
     "write_directory",
 ]

@@ -8,6 +8,7 @@ go unseen, so a file that had changed shortly before the walk began is not remem
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Iterable
 from typing import final
 
@@ -22,17 +23,19 @@ from .tree import FILE, MTIME_MAX, MTIME_MIN, Attributes, Node
 # The kernel stamps files with a clock that ticks every 1 to 10 ms; file systems that store whole
 # seconds, or two, are told by stamps without a fraction.
 _YOUNG_NS = 50_000_000
+YOUNG_SECONDS = _YOUNG_NS / 1_000_000_000
 _YOUNG_COARSE_NS = 4_000_000_000
 _SECOND_NS = 1_000_000_000
 _SUM_BYTES = 16
 _FILE_BYTES_MAX = 1 << 30
 
-# Device and inode, size, mtime and ctime in nanoseconds, mode.
-Stamp = tuple[int, int, int, int, int, int]
+# Device and inode, size, mtime and ctime in nanoseconds, mode: as bytes, there are many of them.
+Stamp = bytes
+_STAMP = struct.Struct("<QQqqqI")
+Recall = Callable[[bytes, os.stat_result], Node | None]
 
 
 class _Row(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    name: bytes
     stamp: Stamp
     kind: int
     size: int
@@ -43,15 +46,16 @@ class _Row(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class _File(msgspec.Struct, array_like=True, frozen=True):
     version: int
     generation: str
-    directories: list[tuple[bytes, list[_Row]]]
+    # By the path of their directory, and by name.
+    rows: dict[bytes, dict[bytes, _Row]]
 
 
-_VERSION = 1
+_VERSION = 2
 
 
 def stamp_of(found: os.stat_result) -> Stamp:
     """Give what must be the same for a file to be the same."""
-    return (
+    values = (
         found.st_dev,
         found.st_ino,
         found.st_size,
@@ -59,6 +63,11 @@ def stamp_of(found: os.stat_result) -> Stamp:
         found.st_ctime_ns,
         found.st_mode,
     )
+    try:
+        return _STAMP.pack(*values)
+    except struct.error:
+        # A time beyond 64 bits: no row says it, but the file can be told from another.
+        return repr(values).encode()
 
 
 @final
@@ -73,6 +82,10 @@ class StatCache:
         self.generation = generation
         self._began = clock.now_ns()
         self._rows: dict[bytes, dict[bytes, _Row]] = {}
+        # Whether some file is not remembered because it had just changed.
+        self.has_young: bool = False
+        # Whether a file says the same.
+        self._is_stored = False
 
     @classmethod
     def load(
@@ -99,8 +112,8 @@ class StatCache:
             return cache
         if stored.version != _VERSION:
             return cache
-        for path, rows in stored.directories:
-            cache._rows[path] = {row.name: row for row in rows}
+        cache._rows = stored.rows
+        cache._is_stored = stored.generation == generation
         if stored.generation != generation:
             cache._forget_missing(has)
         return cache
@@ -130,14 +143,65 @@ class StatCache:
         newest = max(found.st_ctime_ns, found.st_mtime_ns)
         coarse = found.st_ctime_ns % _SECOND_NS == 0
         if newest >= self._began - (_YOUNG_COARSE_NS if coarse else _YOUNG_NS):
+            self.has_young = True
             return
-        row = _Row(node.name, stamp_of(found), node.kind, node.size, node.content, node.attributes)
+        row = _Row(stamp_of(found), node.kind, node.size, node.content, node.attributes)
         self._rows.setdefault(directory, {})[node.name] = row
 
+    def recalling(self, directory: bytes, learned: StatCache, since: int | None) -> Recall | None:
+        """Give what tells the files of one directory; None if nothing of it is known.
+
+        It gives the node of a file that has one name, is as it was, and is older than `since`, and
+        has the cache of this walk remember that file too. Of others it says nothing: `find` and
+        `note` tell whether they are known.
+        """
+        rows = self._rows.get(directory)
+        if not rows:
+            return None
+        row_of = rows.get
+        carried: dict[bytes, _Row] = learned._rows.setdefault(directory, {})
+        # Up to this no file is young, whatever its times are made of.
+        old = learned._began - _YOUNG_COARSE_NS - 1
+        if since is not None:
+            old = min(old, since)
+
+        def recall(name: bytes, found: os.stat_result) -> Node | None:
+            row = row_of(name)
+            if row is None or found.st_nlink != 1 or row.stamp != stamp_of(found):
+                return None
+            mtime = found.st_mtime_ns
+            if mtime > old or found.st_ctime_ns > old:
+                return None
+            carried[name] = row
+            return Node(
+                name,
+                row.kind,
+                found.st_mode & 0o7777,
+                mtime,
+                found.st_uid,
+                found.st_gid,
+                row.size,
+                row.content,
+                0,
+                row.attributes,
+            )
+
+        return recall
+
+    def compare(self, known: StatCache) -> None:
+        """At the end of a walk: find out whether it knows anything else than the one before."""
+        self._rows = {path: rows for path, rows in self._rows.items() if rows}
+        self._is_stored = (
+            known._is_stored and known.generation == self.generation and known._rows == self._rows
+        )
+
     def save(self, name: str, directory: int) -> None:
-        """Write it down; that it could not be is no error: the next walk reads more."""
-        rows = [(path, list(found.values())) for path, found in self._rows.items()]
-        body = encode_msgpack(_File(_VERSION, self.generation, rows))
+        """Write it down, unless that would change nothing; that it could not be is no error: the
+        next walk reads more.
+        """
+        if self._is_stored:
+            return
+        body = encode_msgpack(_File(_VERSION, self.generation, self._rows))
         try:
             disk.replace(name, checksum(body) + body, dir_fd=directory, durable=False)
         except (OSError, SandboxError):

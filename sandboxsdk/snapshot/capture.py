@@ -13,26 +13,29 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from operator import attrgetter
 from typing import final
 
 import msgspec
 
 from sandboxsdk.disk import translated
-from sandboxsdk.errors import Denied, HostRefused, LimitExceeded, SandboxError
+from sandboxsdk.errors import LimitExceeded, SandboxError
 from sandboxsdk.host import Cursor, Opener, has_openat2
 
 from .attributes import read_attributes
+from .bases import BASES
 from .cache import Stamp, StatCache, stamp_of
-from .level import Level, Listing
+from .laying import Base, Laid
+from .level import Level, Listing, Weight, open_readable
 from .links import LinkGroups
 from .measure import check_limits
 from .moved import Younger
+from .refusal import mounted, refused, too_much, unsteady
 from .rules import Captured, Rules
-from .steady import mtime_of, plain_node, read_file, set_all_bits
-from .totals import Totals, totals_of
+from .steady import plain_node, read_file, set_all_bits
+from .totals import Totals
 from .tree import (
     BLOCK,
     CHARACTER,
@@ -42,21 +45,18 @@ from .tree import (
     FILE,
     SOCKET,
     SYMLINK,
-    Directory,
     Node,
     Sink,
-    read_directory,
-    write_directory,
 )
 
 _RACES_MAX = 8
-# So many entries of a directory are looked at between two calls of `progress`.
-_PROGRESS_ENTRIES = 1024
-_READABLE = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# As `os.fsencode`, whose other questions cost more than its answer.
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+_DEPTH_MAX = 128  # of an upper that can be frozen: layers are merged by paths
+_PROGRESS_ENTRIES = 1024  # between two calls of `progress`
 _NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 # What a name answers that is something else by now, or nothing.
 _VANISHED = (*_NO_DIRECTORY, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EINVAL)
-_FORBIDDEN = (errno.EACCES, errno.EPERM)
 _OTHERS = {
     stat.S_IFIFO: FIFO,
     stat.S_IFSOCK: SOCKET,
@@ -80,6 +80,7 @@ def capture(sink: Sink, root: int, known: StatCache, learned: StatCache, rules: 
     walk = _Walk(sink, known, learned, rules)
     with translated("cannot read", rules.shown or "the workspace"):
         walk.run(root)
+        learned.compare(known)
         return walk.store()
 
 
@@ -96,6 +97,7 @@ class _Walk:
         self._entries = 0
         self._skipped, self._changed, self._mounts = Listing(), Listing(), Listing()
         self._unlocked: list[Level] = []
+        self._left_out, self._weight = False, Weight()
         self._young = Younger(rules.since)
 
     def run(self, root: int) -> None:
@@ -154,30 +156,34 @@ class _Walk:
 
     def store(self) -> Captured:
         """Store the levels from the deepest up; gives the root's digest."""
+        linked = False
         for number, names in self._links.found(lambda level, name: level.nodes.get(name)):
+            linked = True
             for level, name in names:
                 level.nodes[name] = msgspec.structs.replace(level.nodes[name], link=number)
         digest = b""
+        deepest = max(level.depth for level in self._levels)
         for level in reversed(self._levels):
-            found = level.found
-            directory = Directory(
-                stat.S_IMODE(found.st_mode),
-                mtime_of(found),
-                found.st_uid,
-                found.st_gid,
-                level.attributes,
-                sorted(level.nodes.values(), key=attrgetter("name")),
-            )
-            digest = write_directory(self._sink, directory)
+            base = level.finished()
+            digest = base.store(self._sink)
+            if self._rules.overlay:
+                BASES.keep(digest, base)
             if level.above is not None:
                 level.above.nodes[level.name] = Node(level.name, DIRECTORY, content=digest)
+        listings = (self._skipped, self._changed, self._mounts)
+        skipped, changed, mounts = (listing.told() for listing in listings)
         return Captured(
             tree=digest,
             totals=self._totals,
-            skipped=self._skipped.told(),
-            changed=self._changed.told(),
-            mounts=self._mounts.told(),
+            skipped=skipped,
+            changed=changed,
+            mounts=mounts,
             moved=self._young.told(),
+            whole=deepest <= _DEPTH_MAX
+            and not (linked or skipped or changed or mounts)
+            and not (self._left_out or self._weight.has_set_id),
+            left_out=self._left_out,
+            **(self._weight.told() if self._rules.merge else {}),
         )
 
     # --- Directories ------------------------------------------------------------------------------
@@ -199,21 +205,26 @@ class _Walk:
             inner = self._list(level, reader)
         except SandboxError as error:
             if type(error) is LimitExceeded:  # Not of the store's disk.
-                raise self._too_much(level.path, error) from error
+                raise too_much(self._shown(level.path), error) from error
             raise
         except OSError as error:
-            raise self._refused(level.path, error) from error
+            raise refused(self._shown(level.path), error) from error
         finally:
             os.close(reader)
         self._levels.append(level)
         self._tell()
-        return iter([(plain, below.get(plain, b"")) for plain in inner])
+        return iter([(plain, _tree_in(below, plain)) for plain in inner])
 
     def _list(self, level: Level, reader: int) -> dict[bytes, None]:
         """Take what a directory lists; gives the directories in it."""
         # A name may be listed twice while others are renamed.
         inner: dict[bytes, None] = {}
         seen = 0
+        recall = None
+        if not level.is_far and not level.marked and self._rules.exclude is None:
+            recall = self._known.recalling(level.path, self._learned, self._rules.since)
+        nodes = level.nodes
+        files = size = 0
         with os.scandir(reader) as entries:
             for entry in entries:
                 seen += 1
@@ -221,34 +232,44 @@ class _Walk:
                 if seen > ENTRIES_MAX:
                     raise LimitExceeded(reason=f"it has more than {ENTRIES_MAX:,} entries")
                 if seen % _PROGRESS_ENTRIES == 0:
+                    self._totals += Totals(files, size)
+                    files = size = 0
                     self._tell()
-                plain = os.fsencode(entry.name)
+                plain = entry.name.encode(_ENCODING, _ERRORS)
                 try:
                     found = entry.stat(follow_symlinks=False)
                 except OSError as error:
                     if error.errno in _VANISHED:
                         continue
-                    raise self._refused(level.below(plain), error) from error
-                if self._take(level, reader, plain, found):
+                    raise refused(self._shown(level.below(plain)), error) from error
+                if recall is not None and (node := recall(plain, found)) is not None:
+                    # What most files are; `_take` would do no more.
+                    self._weight.add(found, again=plain in nodes)
+                    self._drop(level, plain)
+                    nodes[plain] = node
+                    files += 1
+                    size += node.size
+                elif self._take(level, reader, plain, found):
                     inner[plain] = None
-        self._entries += len(level.nodes) + len(inner)
+        self._totals += Totals(files, size)
+        self._entries += len(nodes) + len(inner)
         return inner
 
     def _tell(self) -> None:
         if self._rules.progress is not None:
             self._rules.progress(self._totals.files, self._totals.bytes)
 
-    def _lay_over(self, level: Level, base: bytes, *, opaque: bool) -> dict[bytes, bytes]:
-        """Begin with what the base lists; gives its directories."""
+    def _lay_over(self, level: Level, base: bytes, *, opaque: bool) -> Base | None:
+        """Begin with what the base lists, and give that."""
         merge = self._rules.merge
         if merge is None or not base:
-            return {}
+            return None
         if opaque:
-            self._totals -= totals_of(merge.reader, base)
-            return {}
-        nodes = read_directory(merge.reader, base).nodes
-        level.nodes = {node.name: node for node in nodes}
-        return {node.name: node.content for node in nodes if node.kind == DIRECTORY}
+            self._totals -= merge.totals_of(base)
+            return None
+        below = merge.base(base)
+        level.nodes = Laid(below)
+        return below
 
     def _enter(self, cursor: Cursor, level: Level, name: bytes) -> bool:
         """Go into a directory; False if there is none (any more) to look at."""
@@ -261,7 +282,7 @@ class _Walk:
                     self._pass_mount(level, cursor.fd, name, error)
                     return False
                 if error.errno not in _NO_DIRECTORY:
-                    raise self._refused(level.below(name), error) from error
+                    raise refused(self._shown(level.below(name)), error) from error
             else:
                 return True
             try:
@@ -271,33 +292,22 @@ class _Walk:
                 return False
             if not self._take(level, cursor.fd, name, found):
                 return False
-        raise self._unsteady(level.below(name))
+        raise unsteady(self._shown(level.below(name)))
 
     def _open_directory(self, cursor: Cursor, level: Level) -> int:
         try:
-            return self._open_readable(cursor)
+            return open_readable(cursor.fd)
         except PermissionError as error:
             self._open_up(cursor.fd, level, error)
-            return self._open_readable(cursor)
+            return open_readable(cursor.fd)
 
     def _open_up(self, fd: int, level: Level, error: PermissionError) -> None:
         """Give us all rights to a directory of ours until `_lock_again`, where that is allowed."""
         known = self._unlocked and self._unlocked[-1] is level
         if known or not self._rules.unlock or level.found.st_uid != os.geteuid():
-            raise self._refused(level.path, error) from error
+            raise refused(self._shown(level.path), error) from error
         self._unlocked.append(level)
         set_all_bits(fd, stat.S_IMODE(level.found.st_mode) | stat.S_IRWXU)
-
-    @staticmethod
-    def _open_readable(cursor: Cursor) -> int:
-        reader = os.open(".", _READABLE, dir_fd=cursor.fd)
-        try:
-            # The right to read lists names; looking at them takes the right to search.
-            os.stat(".", dir_fd=reader)
-        except BaseException:
-            os.close(reader)
-            raise
-        return reader
 
     def _lock_again(self, fd: int, level: Level) -> None:
         if self._unlocked and self._unlocked[-1] is level:
@@ -314,8 +324,10 @@ class _Walk:
             if self._rules.exclude is not None and self._rules.exclude(
                 level.below(name), kind == stat.S_IFDIR
             ):
+                self._left_out = True
                 return False
             self._young.see(level, name, found)
+            self._weight.add(found, again=name in level.nodes)
             if kind == stat.S_IFDIR:
                 old = level.nodes.get(name)
                 if old is not None and old.kind != DIRECTORY:
@@ -328,14 +340,14 @@ class _Walk:
                 node = self._node(level, parent, name, found)
             except SandboxError as error:
                 if type(error) is LimitExceeded:
-                    raise self._too_much(level.below(name), error) from error
+                    raise too_much(self._shown(level.below(name)), error) from error
                 raise
             except OSError as error:
                 if error.errno == errno.EXDEV:
                     self._pass_mount(level, parent, name, error)
                     return False
                 if error.errno not in _VANISHED:
-                    raise self._refused(level.below(name), error) from error
+                    raise refused(self._shown(level.below(name)), error) from error
                 try:
                     found = os.stat(name, dir_fd=parent, follow_symlinks=False)
                 except FileNotFoundError:
@@ -344,17 +356,15 @@ class _Walk:
             if node is not None:
                 level.nodes[name] = node
             return False
-        raise self._unsteady(level.below(name))
+        raise unsteady(self._shown(level.below(name)))
 
     def _drop(self, level: Level, name: bytes) -> None:
         """Take out what is under a name: the base's, or what was there a moment ago."""
         old = level.nodes.pop(name, None)
-        if old is None:
-            return
-        if old.is_file:
+        if old is not None and old.is_file:
             self._totals -= Totals(1, old.size)
-        elif old.kind == DIRECTORY and self._rules.merge is not None:
-            self._totals -= totals_of(self._rules.merge.reader, old.content)
+        elif old is not None and old.kind == DIRECTORY and self._rules.merge is not None:
+            self._totals -= self._rules.merge.totals_of(old.content)
 
     def _node(self, level: Level, parent: int, name: bytes, found: os.stat_result) -> Node | None:
         """Describe an entry that is no directory; None if it stands for nothing.
@@ -419,10 +429,7 @@ class _Walk:
         """Record a name that another mount covers as empty, where that is allowed."""
         path = level.below(name)
         if not self._rules.mounts:
-            hint = "exclude it from the workspace, or unmount it"
-            reason = "something else is mounted there, and checkpoints do not cross mounts"
-            shown = self._rules.shown + os.fsdecode(path)
-            raise Denied(path=shown, reason=reason, hint=hint) from error
+            raise mounted(self._shown(path)) from error
         self._drop(level, name)
         self._mounts.add(path)
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
@@ -432,19 +439,11 @@ class _Walk:
             level.nodes[name] = plain_node(name, FILE, found)
             self._totals += Totals(1, 0)
 
-    # --- Errors -----------------------------------------------------------------------------------
+    def _shown(self, path: bytes) -> str:
+        return self._rules.shown + os.fsdecode(path)
 
-    def _refused(self, path: bytes, error: OSError) -> SandboxError:
-        shown = self._rules.shown + os.fsdecode(path)
-        if error.errno in _FORBIDDEN:
-            hint = "make it readable, or exclude it: Workspace.private(..., exclude=[...])"
-            return Denied(path=shown, reason="may not be read", hint=hint)
-        return HostRefused(what="cannot read", path=shown, reason=os.strerror(error.errno or 5))
 
-    def _unsteady(self, path: bytes) -> SandboxError:
-        shown = self._rules.shown + os.fsdecode(path)
-        return Denied(path=shown, reason="keeps changing its type while we look")
-
-    def _too_much(self, path: bytes, error: LimitExceeded) -> SandboxError:
-        shown = self._rules.shown + os.fsdecode(path)
-        return LimitExceeded(path=shown, reason=f"{shown}: {error.fields.get('reason')}")
+def _tree_in(base: Base | None, name: bytes) -> bytes:
+    """Give the digest of the directory that a base has under a name; empty if it has none."""
+    node = None if base is None else base.find(name)
+    return node.content if node is not None and node.kind == DIRECTORY else b""

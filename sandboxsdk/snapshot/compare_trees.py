@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 
+from sandboxsdk.codec import typed_digest
 from sandboxsdk.model import Change
 from sandboxsdk.store import BLOB
 
@@ -18,7 +19,8 @@ from .comparison import (
     rename_candidates,
     with_renames,
 )
-from .measure import check_limits
+from .measure import Trees, check_limits
+from .scratch import Forgotten
 from .tree import (
     BLOCK,
     CHARACTER,
@@ -28,12 +30,10 @@ from .tree import (
     PARTS,
     SOCKET,
     SYMLINK,
-    Directory,
     Node,
     Objects,
     Part,
     Reader,
-    read_directory,
     read_parts,
 )
 
@@ -49,7 +49,7 @@ _TYPES = {
 }
 
 
-def compare_trees(reader: Reader, old: bytes, new: bytes) -> list[Change]:
+def compare_trees(reader: Reader | Trees, old: bytes, new: bytes) -> list[Change]:
     """List what changed from one tree to another, in the order of the paths' bytes.
 
     Costs what differs. Times, owners and attributes are stored, and no change.
@@ -58,6 +58,8 @@ def compare_trees(reader: Reader, old: bytes, new: bytes) -> list[Change]:
         Corrupt: a tree is missing or damaged.
         LimitExceeded: more differs than a checkpoint may hold.
     """
+    trees = reader if isinstance(reader, Trees) else Trees(reader)
+    reader = trees.reader
     changes: list[Change] = []
     contents: dict[tuple[str, bool], Content] = {}
     waiting: list[tuple[bytes, bytes, bytes]] = [(b"", old, new)]
@@ -69,15 +71,15 @@ def compare_trees(reader: Reader, old: bytes, new: bytes) -> list[Change]:
         seen += 1
         # Directories that share what is below them may have more paths than anybody could visit.
         check_limits(seen + len(changes), path.count(b"/") + 1)
-        was = _directory(reader, before)
-        now = _directory(reader, after)
+        was = _directory(trees, before)
+        now = _directory(trees, after)
         for name in sorted(was.keys() | now.keys()):
             below = path + b"/" + name if path else name
             one, two = was.get(name), now.get(name)
             if one == two:
                 continue
             shown = os.fsdecode(below)
-            first, second = _entry(reader, one), _entry(reader, two)
+            first, second = _entry(trees, one), _entry(trees, two)
             same = one is None or two is None or same_content(reader, one, two)
             kind = compare(first, second, same_content=same)
             if kind is not None:
@@ -95,10 +97,10 @@ def compare_trees(reader: Reader, old: bytes, new: bytes) -> list[Change]:
     return with_renames(changes, pairs)
 
 
-def _directory(reader: Reader, tree: bytes) -> dict[bytes, Node]:
+def _directory(trees: Trees, tree: bytes) -> dict[bytes, Node]:
     if not tree:
         return {}
-    return {node.name: node for node in read_directory(reader, tree).nodes}
+    return {node.name: node for node in trees.directory(tree).nodes}
 
 
 def _is_directory(node: Node | None) -> bool:
@@ -109,11 +111,11 @@ def _below(node: Node | None) -> bytes:
     return node.content if node is not None and node.kind == DIRECTORY else b""
 
 
-def _entry(reader: Reader, node: Node | None) -> Entry | None:
+def _entry(trees: Trees, node: Node | None) -> Entry | None:
     if node is None:
         return None
     if node.kind == DIRECTORY:
-        found: Directory = read_directory(reader, node.content)
+        found = trees.directory(node.content)
         return Entry(stat.S_IFDIR, found.mode)
     target = os.fsdecode(node.content) if node.kind == SYMLINK else None
     size = node.size if node.is_file else None
@@ -129,16 +131,24 @@ def same_content(reader: Objects, one: Node, two: Node) -> bool:
         return True
     if one.kind == two.kind == FILE:
         return False
-    first, second = _Bytes(reader, one), _Bytes(reader, two)
-    left = one.size
-    while left:
-        length = min(first.left, second.left)
-        if not first.equals(second, length):
-            return False
-        first.skip(length)
-        second.skip(length)
-        left -= length
+    try:
+        first, second = _Bytes(reader, one), _Bytes(reader, two)
+        left = one.size
+        while left:
+            length = min(first.left, second.left)
+            if not first.equals(second, length):
+                return False
+            first.skip(length)
+            second.skip(length)
+            left -= length
+    except Forgotten:
+        # Of what is there now the contents were not kept, and its parts are others.
+        return False
     return True
+
+
+def _digest(part: Part) -> bytes:
+    return part.content or typed_digest(BLOB, bytes(part.length))
 
 
 class _Bytes:
@@ -158,9 +168,12 @@ class _Bytes:
 
     def equals(self, other: _Bytes, length: int) -> bool:
         """Compare what comes next; equal parts are not read."""
-        aligned = self._position == other._position and self._part == other._part
-        if aligned or not (self._part.content or other._part.content):
+        one, two = self._part, other._part
+        if not (one.content or two.content):
             return True
+        if self._position == other._position and one.length == two.length:
+            # Of parts that cover the same, the digests say it; a hole's is that of zeros.
+            return _digest(one) == _digest(two)
         return self._next(length) == other._next(length)
 
     def skip(self, length: int) -> None:

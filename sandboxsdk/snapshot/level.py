@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import os
+import stat
+from operator import attrgetter
 from typing import final
 
 from sandboxsdk.errors import LimitExceeded
 
-from .tree import LEVELS_MAX, Attributes, Node
+from .laying import Base, Laid
+from .steady import mtime_of
+from .tree import LEVELS_MAX, Attributes, Directory, Node
 
 # What lies deeper has no path that the kernel would take. A tree of 4,096 levels has gigabytes of
 # such paths, so none is kept.
 _PATH_BYTES_MAX = 4096
 _LISTED_MAX = 1000
 _LISTED_BYTES_MAX = 1 << 18
+
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+_READABLE = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NAME_OF = attrgetter("name")
+
+
+def open_readable(directory: int) -> int:
+    """Open a directory again, to be read.
+
+    Raises:
+        PermissionError: it may not be read, or not be searched.
+    """
+    reader = os.open(".", _READABLE, dir_fd=directory)
+    try:
+        # The right to read lists names; looking at them takes the right to search.
+        os.stat(".", dir_fd=reader)
+    except BaseException:
+        os.close(reader)
+        raise
+    return reader
 
 
 @final
@@ -48,7 +72,7 @@ class Level:
         self.above: Level | None = above
         self.found: os.stat_result = found
         self.attributes: Attributes = ()
-        self.nodes: dict[bytes, Node] = {}
+        self.nodes: dict[bytes, Node] | Laid = {}
         self.marked: bool = False
         self.depth: int = 0 if above is None else above.depth + 1
         far: bool = above is not None and above.is_far
@@ -70,6 +94,19 @@ class Level:
             names.append(level.path)
         return b"/".join(reversed(names))
 
+    def finished(self) -> Base:
+        """Give what is to be stored of it, once each directory in it is a node."""
+        found, nodes = self.found, self.nodes
+        own = Directory(
+            stat.S_IMODE(found.st_mode),
+            mtime_of(found),
+            found.st_uid,
+            found.st_gid,
+            self.attributes,
+            () if isinstance(nodes, Laid) else sorted(nodes.values(), key=_NAME_OF),
+        )
+        return nodes.finished(own) if isinstance(nodes, Laid) else Base(own)
+
     def check_depth(self) -> None:
         """Refuse to go deeper where a guest has nested directories without end.
 
@@ -85,6 +122,29 @@ class Level:
         """Give the path of a name in it."""
         path = self.path
         return path + b"/" + name if path else name
+
+
+@final
+class Weight:
+    """What was seen of entries that says whether an upper can be frozen."""
+
+    def __init__(self) -> None:
+        self.disk_bytes = 0
+        self.rewritten_bytes = 0
+        self.has_set_id = False
+
+    def told(self) -> dict[str, int]:
+        return {"disk_bytes": self.disk_bytes, "rewritten_bytes": self.rewritten_bytes}
+
+    def add(self, found: os.stat_result, *, again: bool) -> None:
+        """Add an entry; `again` says that there was one of its name before."""
+        # Blocks of 512 bytes, if the file system counts any.
+        size = (found.st_blocks or 0) * 512
+        self.disk_bytes += size
+        if again:
+            self.rewritten_bytes += size
+        if found.st_mode & _SET_ID:
+            self.has_set_id = True
 
 
 @final

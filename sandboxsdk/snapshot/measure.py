@@ -10,6 +10,7 @@ import msgspec
 
 from sandboxsdk.errors import Corrupt, LimitExceeded
 
+from .bases import Bases
 from .tree import (
     BLOCK,
     CHARACTER,
@@ -46,10 +47,15 @@ def check_limits(entries: int, depth: int) -> None:
 
 
 class Trees:
-    """Directories by digest; some are kept, because measuring, planning and writing each ask."""
+    """Directories by digest; some are kept, because measuring, planning and writing each ask.
 
-    def __init__(self, reader: Reader) -> None:
+    Args:
+        bases: remembers directories beyond this object, for what needs nothing from the store.
+    """
+
+    def __init__(self, reader: Reader, bases: Bases | None = None) -> None:
         self.reader = reader
+        self._bases = bases
         self._kept: dict[bytes, Directory] = {}
         self._nodes = 0
 
@@ -59,6 +65,8 @@ class Trees:
         Raises:
             Corrupt: it is missing, damaged, or not what a directory can be.
         """
+        if self._bases is not None:
+            return self._bases.read(self.reader, digest).directory
         found = self._kept.get(digest)
         if found is None:
             found = read_directory(self.reader, digest)

@@ -8,19 +8,40 @@ import msgspec
 
 from sandboxsdk.model import MovedSince
 
-from .totals import Totals
-from .tree import Objects
+from .bases import Bases
+from .laying import Base
+from .totals import Totals, counted
+from .tree import Objects, read_directory
 
 Exclude = Callable[[bytes, bool], bool]
 Progress = Callable[[int, int], None]
 
 
 class Merge(msgspec.Struct, frozen=True):
-    """What an upper is laid over: a tree, and where to read it."""
+    """What an upper is laid over: a tree, and where to read it.
+
+    Attributes:
+        bases: remembers directories, so that not each of them is read.
+    """
 
     reader: Objects
     tree: bytes
     totals: Totals
+    bases: Bases | None = None
+
+    def base(self, digest: bytes) -> Base:
+        """Give a directory of the tree.
+
+        Raises:
+            Corrupt: it is missing, damaged, or not what a directory can be.
+        """
+        if self.bases is None:
+            return Base(read_directory(self.reader, digest))
+        return self.bases.read(self.reader, digest)
+
+    def totals_of(self, digest: bytes) -> Totals:
+        """Count what a directory of the tree holds. Raises as `base`."""
+        return counted(lambda below: self.base(below).directory.nodes, digest)
 
 
 class Captured(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +53,12 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
         changed: files that changed each time they were read.
         mounts: directories and files that something else is mounted on; recorded empty.
         moved: what is younger than the rules' `since`.
+        whole: the tree says all of what is there, as it stood still: nothing was left out or kept
+            changing, nothing was skipped, no file has several names, nothing set-id bits, and no
+            directory is very deep.
+        left_out: something that the rules exclude is there.
+        disk_bytes: what an upper takes on disk.
+        rewritten_bytes: of that, files that were there before.
     """
 
     tree: bytes
@@ -40,6 +67,10 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
     changed: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
     moved: MovedSince = MovedSince()
+    whole: bool = True
+    left_out: bool = False
+    disk_bytes: int = 0
+    rewritten_bytes: int = 0
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,10 @@ from sandboxsdk.store import BLOB
 from .tree import Reader
 
 
+class Forgotten(Exception):
+    """A content that the walk read and nobody kept."""
+
+
 @final
 class Scratch:
     """A sink that keeps trees and lists, forgets contents, and reads on in another reader."""
@@ -19,12 +23,15 @@ class Scratch:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._kept: dict[bytes, bytes] = {}
+        self._forgotten: set[bytes] = set()
 
     def add(self, kind: int, data: bytes) -> bytes:
         """Give the digest of an object, and keep it unless it is a file's content."""
         digest = typed_digest(kind, data)
         if kind != BLOB:
             self._kept[digest] = bytes(data)
+        else:
+            self._forgotten.add(digest)
         return digest
 
     def read(self, kind: int, digest: bytes) -> bytes:
@@ -32,10 +39,16 @@ class Scratch:
 
         Raises:
             Corrupt: the other reader does not have it.
+            Forgotten: it does not have it either, and it is a content that the walk read.
         """
         kept = self._kept.get(digest)
         if kept is None:
-            return self._reader.read(kind, digest)
+            try:
+                return self._reader.read(kind, digest)
+            except Corrupt as error:
+                if digest in self._forgotten:
+                    raise Forgotten from error
+                raise
         if typed_digest(kind, kept) != digest:
             raise Corrupt(path=f"object {digest.hex()}", reason="is of another kind")
         return kept

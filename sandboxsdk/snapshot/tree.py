@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from operator import attrgetter, lt
 from typing import Annotated, Protocol, TypeVar
 
 import msgspec
@@ -46,7 +47,11 @@ _NODE_BYTES = 64
 # the smallest nodes, an object could hold millions.
 _PAGE_ITEMS_MAX = 1 << 18
 
+# How a page ends that lists nothing and has no other after it.
+_NO_FOLLOWING = encode_msgpack(b"")
+_NO_NODES = encode_msgpack(()) + _NO_FOLLOWING
 _IN_NO_NAME = re.compile(b"[/\0]")
+_ATTRIBUTES_OF = attrgetter("attributes")
 _T = TypeVar("_T")
 
 Attributes = tuple[tuple[bytes, bytes], ...]
@@ -144,12 +149,49 @@ def write_directory(sink: Sink, directory: Directory) -> bytes:
     Raises:
         LimitExceeded: it lists more than a tree may hold.
     """
-    if len(directory.nodes) > ENTRIES_MAX:
+    nodes = directory.nodes
+    if len(nodes) > ENTRIES_MAX:
         raise LimitExceeded(reason=f"a directory has more than {ENTRIES_MAX:,} entries")
+    if len(nodes) <= _PAGE_BYTES // (2 * _NODE_BYTES) and not any(map(_ATTRIBUTES_OF, nodes)):
+        # Names and contents are in the encoded page, so no node counts more than it has there and
+        # what is added for each: when all of that fits, it is one page.
+        data = _encoded(directory, nodes, b"")
+        if len(data) + _NODE_BYTES * len(nodes) <= _PAGE_BYTES:
+            return sink.add(TREE, data)
     following = b""
     # From the end, so that each page can name the one after it.
-    for nodes in reversed(_pages(directory.nodes, _node_bytes)):
-        page = _TreePage(
+    for listed in reversed(_pages(nodes, _node_bytes)):
+        following = sink.add(TREE, _encoded(directory, listed, following))
+    return following
+
+
+def one_page(directory: Directory, encoded: Sequence[bytes]) -> bytes | None:
+    """Put the page of a directory together; None if it takes several.
+
+    Args:
+        directory: its nodes are sorted.
+        encoded: each of its nodes, as MessagePack.
+    """
+    count = len(encoded)
+    if count > _PAGE_BYTES // (2 * _NODE_BYTES) or any(map(_ATTRIBUTES_OF, directory.nodes)):
+        return None
+    empty = _encoded(directory, (), b"")
+    # An empty list is one byte, and one that is followed by nothing else two.
+    head, tail = empty[: -len(_NO_NODES)], empty[-len(_NO_FOLLOWING) :]
+    assert empty.endswith(_NO_NODES)
+    if count < 16:
+        length = bytes((0x90 | count,))
+    elif count < 1 << 16:
+        length = b"\xdc" + count.to_bytes(2, "big")
+    else:
+        length = b"\xdd" + count.to_bytes(4, "big")
+    page = b"".join((head, length, *encoded, tail))
+    return page if len(page) + _NODE_BYTES * count <= _PAGE_BYTES else None
+
+
+def _encoded(directory: Directory, nodes: Sequence[Node], following: bytes) -> bytes:
+    return encode_msgpack(
+        _TreePage(
             VERSION,
             directory.mode,
             directory.mtime,
@@ -159,8 +201,7 @@ def write_directory(sink: Sink, directory: Directory) -> bytes:
             tuple(nodes),
             following,
         )
-        following = sink.add(TREE, encode_msgpack(page))
-    return following
+    )
 
 
 def read_directory(reader: Objects, digest: bytes) -> Directory:
@@ -188,11 +229,7 @@ def read_directory(reader: Objects, digest: bytes) -> Directory:
         raise Corrupt(path=path, reason=f"has more than {_PAGES_MAX} pages")
     _check_metadata(first, path)
     _check_attributes(first.attributes, path)
-    for node in nodes:
-        _check_node(node, path)
-    for one, two in pairwise(nodes):
-        if one.name >= two.name:
-            raise Corrupt(path=path, reason=f"does not list {os.fsdecode(two.name)!r} in order")
+    _check_nodes(nodes, path)
     return Directory(first.mode, first.mtime, first.uid, first.gid, first.attributes, nodes)
 
 
@@ -316,6 +353,57 @@ def _check_attributes(attributes: Attributes, path: str) -> None:
             raise Corrupt(path=path, reason=f"has an attribute {os.fsdecode(name)!r}")
     if total > ATTRIBUTES_BYTES_MAX or any(a[0] >= b[0] for a, b in pairwise(attributes)):
         raise Corrupt(path=path, reason="has attributes that cannot be")
+
+
+def _check_nodes(nodes: Sequence[Node], path: str) -> None:
+    """Refuse nodes that cannot be, or do not lie in order.
+
+    Most are plain files with plain names, which is quickly seen; only what is not seen so is looked
+    at one by one.
+    """
+    if _are_names_in_order([node.name for node in nodes]):
+        for node in nodes:
+            if not _is_plain_file(node):
+                _check_node(node, path)
+        return
+    for node in nodes:
+        _check_node(node, path)
+    for one, two in pairwise(nodes):
+        if one.name >= two.name:
+            raise Corrupt(path=path, reason=f"does not list {os.fsdecode(two.name)!r} in order")
+
+
+def _are_names_in_order(names: list[bytes]) -> bool:
+    """Tell whether these are names as `_check_node` wants them, in order and without doubles."""
+    if not names:
+        return True
+    joined = b"".join(names)
+    return (
+        b"/" not in joined
+        and b"\0" not in joined
+        and names[0] != b""
+        and max(map(len, names)) <= NAME_BYTES_MAX
+        and b"." not in names
+        and b".." not in names
+        and all(map(lt, names, names[1:]))
+    )
+
+
+def _is_plain_file(node: Node) -> bool:
+    """Tell whether a node is a FILE as `_check_node` wants it, without attributes; says nothing of
+    its name.
+    """
+    size = node.size
+    # A negative number stays one, however far it is shifted.
+    return (
+        node.kind == FILE
+        and len(node.content) == (DIGEST_BYTES if size else 0)
+        and not (size | node.link) >> 63
+        and not (node.uid | node.gid) >> 32
+        and not node.mode >> 12
+        and MTIME_MIN <= node.mtime <= MTIME_MAX
+        and not node.attributes
+    )
 
 
 def _check_node(node: Node, path: str) -> None:

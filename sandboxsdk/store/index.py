@@ -341,10 +341,11 @@ class Index:
             self._database.query(
                 "INSERT INTO segments (id, pack, start, size) VALUES (?, ?, ?, ?)", values
             )
-            self._database.run_for_each(
-                put,
-                [(item.digest, number, item.start, item.length, item.kind) for item in frame.items],
+            # In the order of the table, so that each page of it is changed once.
+            rows = sorted(
+                (item.digest, number, item.start, item.length, item.kind) for item in frame.items
             )
+            self._database.run_for_each(put, rows)
 
     def _note(self, pack: str, size: int, end: int) -> None:
         self._database.query(

@@ -5,10 +5,9 @@ Memory is bounded: beside the segments that are being gathered, a few are on the
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -100,7 +99,7 @@ class Writer:
         data = bytes(data)
         digest = typed_digest(kind, data)
         found: Object = (kind, digest, data)
-        with self._whole():
+        try:
             with self._guard:
                 self._check()
                 if digest in self._met:
@@ -114,19 +113,17 @@ class Writer:
             self._send(ready)
             if batch:
                 self._sort_out(batch)
+        except BaseException as error:
+            self._fail(error)
+            raise
         return digest
 
-    @contextlib.contextmanager
-    def _whole(self) -> Iterator[None]:
+    def _fail(self, error: BaseException) -> None:
         """When something does not get to its end, nothing more is committed: objects that were on
         their way might be missing.
         """
-        try:
-            yield
-        except BaseException as error:
-            if self._failure is None:
-                self._failure = error
-            raise
+        if self._failure is None:
+            self._failure = error
 
     def knows(self, digests: Iterable[bytes]) -> set[bytes]:
         """Give those that are stored, or were added in this block."""
@@ -161,7 +158,7 @@ class Writer:
         Raises:
             HostFull, HostRefused: it could not be written; nothing that was added counts.
         """
-        with self._whole():
+        try:
             with self._guard:
                 self._check()
                 batch = self._taken(all_of_it=True)
@@ -175,6 +172,9 @@ class Writer:
             for pack in changed:
                 pack.sync()
             return sum(self._committed(pack) for pack in changed)
+        except BaseException as error:
+            self._fail(error)
+            raise
 
     def _committed(self, pack: OpenPack) -> int:
         """Count what is on disk now; gives its bytes."""
@@ -259,7 +259,7 @@ class Writer:
     @staticmethod
     def _are_small(segments: list[list[Object]]) -> bool:
         total = sum(len(data) for objects in segments for _, _, data in objects)
-        return total <= SEGMENT_BYTES // 2
+        return total <= 2 * SEGMENT_BYTES
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._guard:
@@ -287,8 +287,7 @@ class Writer:
             frame, items = build(pack.pack, objects)
             offset = pack.append(frame)
         except BaseException as error:
-            if self._failure is None:
-                self._failure = error
+            self._fail(error)
             raise
         size = len(frame)
         with self._guard:

@@ -66,6 +66,9 @@ def fork_records(
             workspace = Workspace(mode="private", kind="copy", exclude=workspace.exclude)
             base = Beginning(tree=plan.tree)
         assert base is not None, "a checkpoint is there only with what it began with"
+        applied = points.applied.get(source.workspace.path or "")
+        if applied is not None and workspace == source.workspace:
+            base = msgspec.structs.replace(base, bottom=applied.after)
         begins = [
             (BASE, to_builtins(base)),
             (PLACED, to_builtins(msgspec.structs.replace(plan, foreign=True))),

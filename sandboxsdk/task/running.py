@@ -14,16 +14,18 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 from sandboxsdk.errors import Conflict
+from sandboxsdk.workspace import Mounted
 
 
-class Running(Protocol):
+class Running(Mounted, Protocol):
     """What runs on the files of a task, as far as those who read them must know it."""
 
-    def alive(self) -> bool: ...
-
-    def busy(self) -> bool:
-        """Whether any process is on the files."""
+    @property
+    def in_use(self) -> bool:
+        """Whether some thread is in the midst of using its files, also after it was closed."""
         ...
+
+    def alive(self) -> bool: ...
 
     def frozen(self) -> AbstractContextManager[object]:
         """Make it stand still for a block."""
@@ -38,6 +40,8 @@ class Running(Protocol):
 _boxes: dict[tuple[int, str], str] = {}
 _guard = threading.Lock()
 _known: dict[tuple[int, str], list[Running]] = {}
+# Those that are over, until no thread uses their files any more.
+_ended: list[Running] = []
 
 
 def claim(directory: str, box: str) -> None:
@@ -69,8 +73,15 @@ def note_running(directory: str, box: Running) -> None:
 
 
 def note_ended(box: Running) -> None:
-    """Forget it."""
+    """Forget it, as soon as nobody is in the midst of using its files."""
     with _guard:
+        _ended.append(box)
+        _forget_ended()
+
+
+def _forget_ended() -> None:
+    for box in [box for box in _ended if not box.in_use]:
+        _ended.remove(box)
         for place, boxes in list(_known.items()):
             if box in boxes:
                 boxes.remove(box)
@@ -86,9 +97,14 @@ def running_on(directory: str) -> list[Running]:
 
 @contextmanager
 def still(directory: str) -> Iterator[list[Running]]:
-    """Have all that this process runs on the files of a task stand still for a block."""
-    found = running_on(directory)
+    """Have all that this process runs on the files of a task stand still for a block.
+
+    Gives also what is dead or ended and still used by some thread, which nothing can stop.
+    """
     with ExitStack() as stack:
-        for one in found:
+        for one in running_on(directory):
             stack.enter_context(one.frozen())
+        with _guard:
+            _forget_ended()
+            found = list(_known.get((os.getpid(), directory), []))
         yield found

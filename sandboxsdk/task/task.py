@@ -61,7 +61,7 @@ from .finding import find_task, list_tasks
 from .forking import check_forks, fork_records
 from .making import Hold, begin_journal, bring_into_being
 from .moving import export_task, import_task
-from .running import still
+from .running import running_on, still
 from .session import Session, check_timeout
 
 # How long a call that only looks waits for another process.
@@ -531,6 +531,7 @@ class Task:
             self._record.workspace,
             directory=self.directory,
             scans=self._home.scans,
+            layers=self._home.layers,
             since=None if self._record.workspace.path is None else self._record.created_at,
         )
 
@@ -544,6 +545,7 @@ class Task:
             family=self._record.family or self.id,
             relatives=self._relatives,
             still=lambda: still(self.directory),
+            boxes=lambda: running_on(self.directory),
         )
 
     def _relatives(self) -> Iterator[History]:

@@ -1,17 +1,17 @@
-"""The files behind /workspace: a private view by one overlay layer, or a directory itself.
+"""The files behind /workspace: a private view by overlay layers, a copy, or a directory itself.
 
 Decides what may be a workspace, keeps a private view's storage inside a task's directory, says how
 it is to be mounted (a `View`), and tells what changed. Mounts nothing, starts nothing, and knows
 neither tasks, leases nor boxes: whoever calls holds the task.
 
 Invariants: a user's directory is read and never written by a private workspace; no link is followed
-once a path was resolved; nothing in an upper layer is modified; `diff` costs what changed, not what
-exists.
+once a path was resolved; nothing in an upper or a frozen layer is modified; `diff` costs what
+changed, not what exists.
 """
 
 from .direct import CopiedWorkspace, DirectWorkspace
 from .noting import note_base_names, read_noted_names
-from .overlay import OverlayWorkspace
+from .overlay import Mounted, OverlayWorkspace
 from .scan import Scan
 from .target import Target
 from .validity import resolve
@@ -20,6 +20,7 @@ from .workspace import OpenWorkspace, open_workspace
 __all__ = [
     "CopiedWorkspace",
     "DirectWorkspace",
+    "Mounted",
     "OpenWorkspace",
     "OverlayWorkspace",
     "Scan",

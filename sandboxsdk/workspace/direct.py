@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
 from sandboxsdk import disk
 from sandboxsdk.errors import Corrupt, WorkspaceInvalid
-from sandboxsdk.host import disk_usage, remove_tree
+from sandboxsdk.host import disk_usage, owned, remove_tree
 from sandboxsdk.model import Change, View, Workspace
 from sandboxsdk.snapshot import (
     Captured,
@@ -20,6 +20,7 @@ from sandboxsdk.snapshot import (
     Scratch,
     Sink,
     StatCache,
+    Totals,
     capture,
     excluding,
     restore_to,
@@ -27,8 +28,10 @@ from sandboxsdk.snapshot import (
 from sandboxsdk.store import Store
 
 from .copying import BaseContent
+from .layering import Standing
+from .overlay import Mounted
 from .place import open_base, open_pinned, place_of, shown
-from .scan import CACHE, Scan, base_cache, owned, scan
+from .scan import CACHE, Scan, base_cache, scan
 
 _FILES = "files"
 # What a killed one leaves beside it while it is made.
@@ -36,12 +39,57 @@ _UNFINISHED = f".{_FILES}."
 _ATTEMPTS = 3
 
 
+class _Unlayered:
+    """What lies in one directory: nothing of it is frozen."""
+
+    layered = False
+
+    def is_untouched(self) -> bool:
+        """See `OpenWorkspace.is_untouched`."""
+        return False
+
+    def standing(self, store: Store, *, stacks: bool = True) -> Standing:
+        """See `OpenWorkspace.standing`."""
+        del store, stacks
+        return "ready"
+
+    def forget_layers(self) -> None:
+        """See `OpenWorkspace.forget_layers`: there are none."""
+
+    def freeze(
+        self, captured: Captured, base: bytes, store: Store, boxes: Sequence[Mounted]
+    ) -> bool:
+        """See `OpenWorkspace.freeze`: never."""
+        del captured, base, store, boxes
+        return False
+
+    def bottom(self) -> bytes:
+        """See `OpenWorkspace.bottom`."""
+        return b""
+
+    def layered_tree(self) -> bytes:
+        """See `OpenWorkspace.layered_tree`."""
+        return b""
+
+    def switch(
+        self,
+        tree: bytes,
+        totals: Totals,
+        bottom: bytes,
+        store: Store,
+        boxes: Sequence[Mounted],
+        begun: Callable[[], None],
+    ) -> bool:
+        """See `OpenWorkspace.switch`: never."""
+        del tree, totals, bottom, store, boxes, begun
+        return False
+
+
 @final
-class DirectWorkspace:
+class DirectWorkspace(_Unlayered):
     """The directory `path` itself: what a box writes is written."""
 
     begins = False
-    layered = False
 
     def __init__(self, workspace: Workspace, *, scans: str) -> None:
         assert workspace.path is not None
@@ -76,9 +124,11 @@ class DirectWorkspace:
         *,
         mapped: bool = False,
         unlock: bool = False,
+        before: Scan | None = None,
+        layers: bool = True,
     ) -> Scan:
         """See `OpenWorkspace.capture`."""
-        del base, mapped  # Who else has mapped a user's files, nobody knows.
+        del base, mapped, layers  # Who else has mapped a user's files, nobody knows.
         shown_base = f"{self._path}/"
         rules = Rules(
             mapped=True,
@@ -88,7 +138,9 @@ class DirectWorkspace:
             shown=shown_base,
         )
         with owned(open_pinned(self._path)) as root:
-            return scan(sink, store, root, rules, directory=self._scans, name=self._cache)
+            return scan(
+                sink, store, root, rules, directory=self._scans, name=self._cache, before=before
+            )
 
     @contextmanager
     def restoring(self, mounted: int) -> Iterator[int]:
@@ -105,6 +157,11 @@ class DirectWorkspace:
                 owned(disk.open_directory(".", dir_fd=root)) as d,
             ):
                 disk.sync_file_system(d)
+
+    @property
+    def path(self) -> str | None:
+        """See `OpenWorkspace.path`."""
+        return self._path
 
     @property
     def spared(self) -> Exclude | None:
@@ -125,14 +182,13 @@ class DirectWorkspace:
 
 
 @final
-class CopiedWorkspace:
+class CopiedWorkspace(_Unlayered):
     """A copy of a directory (or of nothing) in `files/` of the task's own, where no overlay works.
 
     Invariant: `files/` appears whole or not at all.
     """
 
     begins = True
-    layered = False
 
     def __init__(
         self, workspace: Workspace, *, directory: str, scans: str, since: int | None = None
@@ -219,9 +275,11 @@ class CopiedWorkspace:
         *,
         mapped: bool = False,
         unlock: bool = False,
+        before: Scan | None = None,
+        layers: bool = True,
     ) -> Scan:
         """See `OpenWorkspace.capture`."""
-        del unlock
+        del unlock, layers
         if base is not None and not os.path.lexists(self._files):
             # Nobody has opened it yet, so it is what it begins with.
             return Scan(Captured(tree=base.tree, totals=base.totals))
@@ -233,7 +291,9 @@ class CopiedWorkspace:
             shown="/workspace/",
         )
         with owned(open_pinned(self._files)) as root:
-            return scan(sink, store, root, rules, directory=self._directory, name=CACHE)
+            return scan(
+                sink, store, root, rules, directory=self._directory, name=CACHE, before=before
+            )
 
     @contextmanager
     def restoring(self, mounted: int) -> Iterator[int]:
@@ -241,6 +301,11 @@ class CopiedWorkspace:
         del mounted
         with owned(open_pinned(self._files)) as root:
             yield root
+
+    @property
+    def path(self) -> str | None:
+        """See `OpenWorkspace.path`."""
+        return self._base
 
     @property
     def spared(self) -> Exclude | None:

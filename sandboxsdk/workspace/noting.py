@@ -8,11 +8,11 @@ import os
 
 from sandboxsdk import disk
 from sandboxsdk.errors import SandboxError
+from sandboxsdk.host import owned
 from sandboxsdk.model import Workspace
 from sandboxsdk.snapshot import Names, excluding, note_names, read_names
 
 from .place import open_pinned
-from .scan import owned
 
 FILE = "names"
 # It is done while a task is made, which is to take no time: of a larger directory nothing is noted,

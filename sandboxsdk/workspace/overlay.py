@@ -4,53 +4,94 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import final
+from typing import Protocol, final
 
-from sandboxsdk.errors import CapabilityError, HostFull, HostRefused, SandboxError
-from sandboxsdk.host import boot_id, disk_usage, remove_tree
+from sandboxsdk.errors import HostFull, HostRefused, SandboxError
+from sandboxsdk.host import disk_usage, owned, remove_tree
 from sandboxsdk.ids import new_id
+from sandboxsdk.layers import FILES, NOTHING, Layers, Stack, Torn, read_stack
 from sandboxsdk.model import Change, View, Workspace
-from sandboxsdk.snapshot import Captured, Exclude, Merge, Progress, Rules, Sink, excluding
+from sandboxsdk.snapshot import (
+    BASES,
+    Captured,
+    Exclude,
+    Merge,
+    Progress,
+    Rules,
+    Sink,
+    Totals,
+    excluding,
+    uninterrupted,
+)
 from sandboxsdk.store import Store
+from sandboxsdk.units import format_size
 
 from .difference import difference
 from .layer import Layer
-from .place import EMPTY, carries_no_upper, file_system, open_base, place_of, shown
-from .scan import CACHE, Scan, base_cache, owned, scan
+from .layering import FREEZE_BYTES_MAX, Layering, Standing
+from .place import EMPTY, open_base, place_of, shown
+from .scan import CACHE, Scan, base_cache, scan
+from .upper import (
+    UNFINISHED,
+    UPPER,
+    is_from_another_boot,
+    make_upper,
+    note_boot,
+    place_upper,
+    root_of,
+)
 
-_UPPER = "upper"
-_BOOT = "boot"
-# Names that may be left over: scratch of earlier mounts, and an upper that was not finished.
-# The last is of a runtime that keeps its scratch files on disk.
-_SCRATCH = ("work-", "upper-", "scratch-")
+# Names that may be left over: scratch of earlier mounts, and an upper that was not finished or is
+# of no use any more. The last is of a runtime that keeps its scratch files on disk.
+_SCRATCH = ("work-", UNFINISHED, "scratch-")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_REMEDY = "set SANDBOXSDK_HOME to a directory on ext4, xfs, btrfs or tmpfs"
+_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Mounted(Protocol):
+    """A box that has a workspace mounted."""
+
+    def busy(self) -> bool:
+        """Tell whether any process is on the files."""
+        ...
+
+    def remounted(self, prepare: Callable[[], View]) -> bool:
+        """Take the workspace off, have `prepare` change what lies on disk, and mount what it says;
+        False, and nothing was done, if something uses it.
+        """
+        ...
 
 
 @final
 class OverlayWorkspace:
-    """A private view of a directory, or of nothing, by one overlay layer in the task's directory.
+    """A private view of a directory, or of nothing: an upper, over layers, over the directory.
 
-    It takes these names there:
+    It takes these names in the task's directory:
 
-        upper/        what the view holds beyond the base, in overlay's own format (userxattr)
+        upper/        what the view holds beyond what lies below it, in overlay's own format
+        stack         what lies below it: frozen layers of the home, and the tree that they show
         work-ID/      the kernel's scratch directory of one mount; the next mount gets another one
         empty/        the base, where the workspace began with nothing
         boot          the boot of the kernel under which the upper was made
         scan          what the last walk through the upper remembers
 
-    Invariants: an upper appears whole, with its mode and its `boot`, or not at all; a work
-    directory is mounted once; the base is never written.
+    Invariants: an upper appears whole, with its mode and its mark, or not at all; a work directory
+    is mounted once; the base is never written, and neither is a layer.
     """
 
     begins = False
     layered = True
 
     def __init__(
-        self, workspace: Workspace, *, directory: str, scans: str, since: int | None = None
+        self,
+        workspace: Workspace,
+        *,
+        directory: str,
+        scans: str,
+        layers: Layers,
+        since: int | None = None,
     ) -> None:
         self._since = since
         self._base = workspace.path
@@ -58,6 +99,8 @@ class OverlayWorkspace:
         self._directory = directory
         self._scans = scans
         self._cache = base_cache(workspace)
+        self._layers = layers
+        self._layering = Layering(directory, self._layers)
 
     def begin(self, store: Store, tree: bytes) -> None:
         """See `OpenWorkspace.begin`: nothing, the base itself lies below the view."""
@@ -65,30 +108,44 @@ class OverlayWorkspace:
     def prepare(self) -> View:
         """See `OpenWorkspace.prepare`."""
         with self._opened() as task:
-            base = open_base(task, self._base)
-            try:
-                lower = place_of(self._base_path, base)
-                self._remove_scratch(task)
-                self._make_upper(task, like=os.fstat(base))
-            finally:
-                os.close(base)
-            work = f"{_SCRATCH[0]}{new_id()}"
-            os.mkdir(work, 0o700, dir_fd=task)
-            return View(
-                kind="overlay",
-                task=place_of(self._directory, task),
-                lowers=(lower,),
-                upper=_UPPER,
-                work=work,
-            )
+            os.close(open_base(task, self._base))  # Nothing is made where that is gone.
+            return self._prepared(task, self._make_work(task))
 
-    def diff(self) -> list[Change]:
+    @staticmethod
+    def _make_work(task: int) -> str:
+        work = f"{_SCRATCH[0]}{new_id()}"
+        os.mkdir(work, 0o700, dir_fd=task)
+        return work
+
+    def _prepared(self, task: int, work: str) -> View:
+        """Make all ready but the work directory, of which there is a fresh one."""
+        with owned(open_base(task, self._base)) as base:
+            lower = place_of(self._base_path, base)
+            self._remove_scratch(task, spare=work)
+            stack = _stack(task)
+            if UPPER not in os.listdir(task):
+                self._make_upper(task, stack, base)
+        with owned(self._layers.opened()) as directory:
+            layers = place_of(self._layers.path, directory)
+        return View(
+            kind="overlay",
+            base=lower,
+            layers=layers,
+            stack=tuple(f"{name}/{FILES}" for name in stack.layers),
+            task=place_of(self._directory, task),
+            upper=UPPER,
+            work=work,
+        )
+
+    def diff(self) -> list[Change] | None:
         """See `OpenWorkspace.diff`; costs what changed, not what the base holds."""
         with self._opened() as task:
+            if _stack(task).layers:
+                return None  # What the layers show is in the store, as a tree.
             upper = self._open_upper(task)
             if upper is None:
                 return []
-            with Layer(upper, path=f"{self._directory}/{_UPPER}") as above:
+            with Layer(upper, path=f"{self._directory}/{UPPER}") as above:
                 base = open_base(task, self._base)
                 with Layer(base, path=self._base_path) as below:
                     return difference(below, above, exclude=self._exclude)
@@ -117,17 +174,20 @@ class OverlayWorkspace:
         *,
         mapped: bool = False,
         unlock: bool = False,
+        before: Scan | None = None,
+        layers: bool = True,
     ) -> Scan:
         """See `OpenWorkspace.capture`."""
         del unlock
         assert base is not None
         with self._opened() as task:
+            below = _over(_stack(task), base) if layers else base
             upper = self._open_upper(task)
             if upper is None:
-                return Scan(Captured(tree=base.tree, totals=base.totals))
+                return Scan(Captured(tree=below.tree, totals=below.totals))
             rules = Rules(
                 overlay=True,
-                merge=base,
+                merge=below,
                 unlock=True,
                 mapped=mapped,
                 exclude=self._exclude,
@@ -135,12 +195,117 @@ class OverlayWorkspace:
                 shown="/workspace/",
             )
             with owned(upper) as root:
-                return scan(sink, store, root, rules, directory=self._directory, name=CACHE)
+                return scan(
+                    sink, store, root, rules, directory=self._directory, name=CACHE, before=before
+                )
 
     @contextmanager
     def restoring(self, mounted: int) -> Iterator[int]:
         """See `OpenWorkspace.restoring`: only through the mount, which knows what the base has."""
         yield mounted
+
+    # --- Layers -----------------------------------------------------------------------------------
+
+    def is_untouched(self) -> bool:
+        """See `OpenWorkspace.is_untouched`."""
+        return not os.path.lexists(f"{self._directory}/{UPPER}")
+
+    def standing(self, store: Store, *, stacks: bool = True) -> Standing:
+        """See `OpenWorkspace.standing`."""
+        with self._opened() as task:
+            return self._layering.standing(task, store, stacks=stacks)
+
+    def forget_layers(self) -> None:
+        """See `OpenWorkspace.forget_layers`."""
+        with self._opened() as task:
+            self._layering.forget(task)
+
+    def freeze(
+        self, captured: Captured, base: bytes, store: Store, boxes: Sequence[Mounted]
+    ) -> bool:
+        """See `OpenWorkspace.freeze`."""
+        with self._opened() as task:
+            below = _stack(task).tree or base
+            if not self._layering.can_freeze(task, captured, below):
+                return False
+            # What is merged is in no stack for a moment.
+            with self._layers.held() as held:
+                return held and self._exchanged(
+                    task, boxes, lambda: self._layering.freeze(task, captured, below, store)
+                )
+
+    def bottom(self) -> bytes:
+        """See `OpenWorkspace.bottom`."""
+        with self._opened() as task:
+            return _stack(task).bottom
+
+    def layered_tree(self) -> bytes:
+        """See `OpenWorkspace.layered_tree`."""
+        with self._opened() as task:
+            return _stack(task).tree
+
+    def switch(
+        self,
+        tree: bytes,
+        totals: Totals,
+        bottom: bytes,
+        store: Store,
+        boxes: Sequence[Mounted],
+        begun: Callable[[], None],
+    ) -> bool:
+        """See `OpenWorkspace.switch`."""
+        with self._opened() as task, self._layers.held() as held:
+            chain = self._layers.chain(bottom, tree) if held else None
+            while chain and not self._layering.are_sound(chain, store):
+                chain = self._layers.chain(bottom, tree)
+            if chain is None:
+                return False
+            root = BASES.read(store, tree).directory
+            # Here and not while the box is off its files: whoever calls holds locks of this thread.
+            begun()
+
+            def change() -> None:
+                self._layering.exchange(task, chain, bottom, tree, totals, root)
+
+            done = self._exchanged(task, boxes, change)
+            if done:
+                self._remove_scratch(task, (UNFINISHED,))
+            return done
+
+    def _exchanged(self, task: int, boxes: Sequence[Mounted], change: Callable[[], None]) -> bool:
+        """Do it while no box has the view mounted; False, and nothing is done, if one keeps it."""
+        if len(boxes) > 1:
+            return False
+        if not boxes:
+            change()
+            return True
+        # What could fail later would leave a box off its files, so it is done before.
+        os.close(open_base(task, self._base))
+        work = self._make_work(task)
+        failed: list[Exception] = []
+
+        def prepare() -> View:
+            try:
+                change()
+            except (OSError, SandboxError) as error:
+                # Whatever lies there now shows the right files.
+                failed.append(error)
+            return self._prepared(task, work)
+
+        # An interrupt between taking off and mounting would leave a box without its files.
+        done = uninterrupted(lambda _: boxes[0].remounted(prepare))
+        if not done:
+            self._remove_scratch(task, (work,))
+        if failed:
+            raise failed[0]
+        return done
+
+    # --- What it is -------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str | None:
+        """See `OpenWorkspace.path`."""
+        return self._base
 
     @property
     def spared(self) -> Exclude | None:
@@ -153,10 +318,8 @@ class OverlayWorkspace:
             upper = self._open_upper(task)
             if upper is None:
                 return 0
-            try:
-                return disk_usage(upper)
-            finally:
-                os.close(upper)
+            with owned(upper):
+                return disk_usage(upper) + _stack(task).disk_bytes
 
     def describe(self) -> str:
         """See `OpenWorkspace.describe`."""
@@ -166,16 +329,21 @@ class OverlayWorkspace:
 
     def notes(self) -> tuple[str, ...]:
         """See `OpenWorkspace.notes`."""
-        if self._base is None:
-            told = []
-        else:
-            told = [
+        limit = format_size(FREEZE_BYTES_MAX)
+        layered = f"checkpoints lay changes below the view as layers, up to {limit} at once"
+        kept = (
+            "more than that, files of several names, sockets and excluded paths stay above: each"
+            " checkpoint looks through them, and a restore writes them back"
+        )
+        told = [layered, kept]
+        if self._base is not None:
+            told += [
                 "rename(2) of a directory that came with the workspace fails: EXDEV; mv copies it",
                 "hard links among files that came with the workspace part when one is written",
             ]
             if os.geteuid() != 0:
                 told.append("files of other owners that came with the workspace are read-only")
-        if self._is_from_another_boot():
+        if is_from_another_boot(self._directory):
             told.append(
                 "this view was written under an earlier boot of the host; after a power cut its"
                 " newest files may be incomplete"
@@ -208,59 +376,51 @@ class OverlayWorkspace:
 
     def _open_upper(self, task: int) -> int | None:
         try:
-            return os.open(_UPPER, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=task)
+            return os.open(UPPER, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=task)
         except FileNotFoundError:
             return None  # Never mounted, so nothing changed.
 
-    def _remove_scratch(self, task: int) -> None:
+    @staticmethod
+    def _remove_scratch(task: int, kinds: tuple[str, ...] = _SCRATCH, *, spare: str = "") -> None:
         """Remove what earlier mounts left: a volatile mount marks its work directory as used up."""
         for name in os.listdir(task):
-            if name.startswith(_SCRATCH):
+            if name == spare or not name.startswith(kinds):
+                continue
+            if not _removed_work(task, name):
                 remove_tree(task, name)
 
-    def _make_upper(self, task: int, *, like: os.stat_result) -> None:
-        """Make the upper unless it exists, with the base's mode: the view's root shows it."""
-        if _UPPER in os.listdir(task):
-            return
-        fresh = f"{_SCRATCH[1]}{new_id()}"
-        os.mkdir(fresh, 0o700, dir_fd=task)
-        upper = os.open(fresh, _DIRECTORY, dir_fd=task)
-        try:
-            self._probe(upper)
-            os.fchmod(upper, like.st_mode & (0o777 | stat.S_ISVTX))
-            if os.geteuid() == 0:
-                os.fchown(upper, like.st_uid, like.st_gid)
-        finally:
-            os.close(upper)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        record = os.open(_BOOT, flags, 0o600, dir_fd=task)
-        try:
-            os.write(record, boot_id().encode())
-        finally:
-            os.close(record)
-        os.rename(fresh, _UPPER, src_dir_fd=task, dst_dir_fd=task)
-
-    def _probe(self, upper: int) -> None:
-        """Find out now what the kernel would refuse with a bare EINVAL, or silently not store."""
-        kind = file_system(os.fstat(upper).st_dev)
-        reason = ""
-        if carries_no_upper(kind):
-            reason = f"its file system ({kind}) cannot be the upper layer of an overlay"
+    def _make_upper(self, task: int, stack: Stack, base: int) -> None:
+        """Make the upper that is not there: the view's root shows it."""
+        if stack.layers:
+            with owned(os.open(f"{self._layers.path}/{stack.layers[0]}/{FILES}", _PATH)) as top:
+                root = root_of(top)
         else:
-            try:
-                os.setxattr(upper, "user.sandboxsdk", b"1")
-                os.removexattr(upper, "user.sandboxsdk")
-            except OSError as error:
-                if error.errno != errno.ENOTSUP:
-                    raise
-                reason = f"its file system ({kind or 'unknown'}) stores no user attributes"
-        if reason:
-            wanted = f"private workspace in {self._directory}"
-            raise CapabilityError(wanted=wanted, reason=reason, hint=_REMEDY)
+            root = root_of(base)
+        note_boot(task)
+        place_upper(task, make_upper(task, stack, root))
 
-    def _is_from_another_boot(self) -> bool:
-        try:
-            with open(f"{self._directory}/{_BOOT}", "rb") as file:
-                return file.read(100) != boot_id().encode()
-        except OSError:
-            return False
+
+def _removed_work(task: int, name: str) -> bool:
+    """Remove what the kernel leaves of a work directory, if that is all that there is."""
+    try:
+        for below in ("/work/incompat/volatile", "/work/incompat", "/work", ""):
+            os.rmdir(name + below, dir_fd=task)
+    except OSError:
+        return False
+    return True
+
+
+def _stack(task: int) -> Stack:
+    """Give what the upper lies over; what is torn was forgotten, or is so now."""
+    try:
+        return read_stack(task)
+    except Torn:
+        return NOTHING
+
+
+def _over(stack: Stack, base: Merge) -> Merge:
+    """Say what the upper is laid over."""
+    if not stack.tree:
+        return base
+    totals = Totals(stack.files, stack.size)
+    return Merge(reader=base.reader, tree=stack.tree, totals=totals, bases=base.bases)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from sandboxsdk import disk
 from sandboxsdk.codec import digest, encode_json
+from sandboxsdk.host import owned
 from sandboxsdk.model import Workspace
 from sandboxsdk.snapshot import Captured, Rules, Sink, StatCache, capture
 from sandboxsdk.store import Store
@@ -29,29 +28,45 @@ class Scan:
         name: str = "",
     ) -> None:
         self.captured = captured
-        self._learned, self._directory, self._name = learned, directory, name
+        self.learned, self._directory, self._name = learned, directory, name
 
     def remember(self) -> None:
         """Write down what was learned. Only after everything that was stored is on disk: whoever
         reads it takes its word that the contents are in the store.
         """
-        if self._learned is None:
+        if self.learned is None:
             return
         try:
             directory = disk.open_directory(self._directory)
         except OSError:
             return
         with owned(directory):
-            self._learned.save(self._name, directory)
+            self.learned.save(self._name, directory)
 
 
-def scan(sink: Sink, store: Store, root: int, rules: Rules, *, directory: str, name: str) -> Scan:
-    """Capture what is below `root`, reading what the cache `name` in `directory` does not know."""
+def scan(
+    sink: Sink,
+    store: Store,
+    root: int,
+    rules: Rules,
+    *,
+    directory: str,
+    name: str,
+    before: Scan | None = None,
+) -> Scan:
+    """Capture what is below `root`, reading what the cache `name` in `directory` does not know.
+
+    Args:
+        before: a walk of the same place, just done with the same sink; used instead of the cache.
+    """
     if rules.mapped and file_system(os.fstat(root).st_dev) in _IN_MEMORY:
         # Nothing tells what was changed through a mapping.
         return Scan(capture(sink, root, StatCache(""), StatCache(""), rules))
-    with owned(disk.open_directory(directory)) as place:
-        known = StatCache.load(name, place, generation=store.generation, has=store.has)
+    if before is not None and before.learned is not None:
+        known = before.learned
+    else:
+        with owned(disk.open_directory(directory)) as place:
+            known = StatCache.load(name, place, generation=store.generation, has=store.has)
     learned = StatCache(store.generation)
     captured = capture(sink, root, known, learned, rules)
     return Scan(captured, learned, directory, name)
@@ -61,12 +76,3 @@ def base_cache(workspace: Workspace) -> str:
     """Name the cache of a user's directory: what is seen depends on these settings alone."""
     seen = [workspace.path, workspace.mode, list(workspace.exclude)]
     return digest(encode_json(seen))[:32]
-
-
-@contextmanager
-def owned(descriptor: int) -> Iterator[int]:
-    """Close a descriptor at the end of the block."""
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -9,12 +9,13 @@ from typing import final
 
 from sandboxsdk import disk
 from sandboxsdk.errors import Denied
+from sandboxsdk.host import owned
 from sandboxsdk.model import Workspace
 from sandboxsdk.snapshot import Exclude, Progress, Rules, Sink, excluding, is_leftover
 from sandboxsdk.store import Store
 
 from .place import open_pinned
-from .scan import Scan, base_cache, owned, scan
+from .scan import Scan, base_cache, scan
 
 
 @final

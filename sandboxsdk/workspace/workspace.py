@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from sandboxsdk.layers import Layers
 from sandboxsdk.model import Change, View, Workspace
-from sandboxsdk.snapshot import Exclude, Merge, Progress, Sink
+from sandboxsdk.snapshot import Captured, Exclude, Merge, Progress, Sink, Totals
 from sandboxsdk.store import Store
 
 from .direct import CopiedWorkspace, DirectWorkspace
-from .overlay import OverlayWorkspace
+from .layering import Standing
+from .overlay import Mounted, OverlayWorkspace
 from .scan import Scan
 
 
@@ -45,6 +48,71 @@ class OpenWorkspace(Protocol):
         """
         ...
 
+    def is_untouched(self) -> bool:
+        """Whether nothing was ever written into the view, or all of it was given up."""
+        ...
+
+    def standing(self, store: Store, *, stacks: bool = True) -> Standing:
+        """Tell whether the view can be mounted as it lies there.
+
+        "lost" is it without some of its layers, or with ones that do not hold what they should:
+        its files are known and have to be put into place once `forget_layers` was called. "torn" is
+        it when a power cut lost what it lies over.
+        """
+        ...
+
+    def forget_layers(self) -> None:
+        """Lay what the view holds over the base itself: its files are to be put into place."""
+        ...
+
+    def freeze(
+        self, captured: Captured, base: bytes, store: Store, boxes: Sequence[Mounted]
+    ) -> bool:
+        """Make a layer of what the view holds beyond what it lies over, if that is worth it.
+
+        Called when `captured` is on disk and in a journal, and while nothing has written since it
+        was captured. What is there stays the same; only going back to it is faster then.
+
+        Args:
+            base: digest of what the workspace began with.
+            boxes: what has it mounted.
+        """
+        ...
+
+    def bottom(self) -> bytes:
+        """Give the digest of what lies at the bottom of the view, as far as it was told; empty is
+        what the workspace began with.
+        """
+        ...
+
+    def layered_tree(self) -> bytes:
+        """Give the digest of the tree that the layers show over that; empty is none but that."""
+        ...
+
+    @property
+    def path(self) -> str | None:
+        """The user's directory, if there is one."""
+        ...
+
+    def switch(
+        self,
+        tree: bytes,
+        totals: Totals,
+        bottom: bytes,
+        store: Store,
+        boxes: Sequence[Mounted],
+        begun: Callable[[], None],
+    ) -> bool:
+        """Show a tree by laying the view over the layers that make it; what it held is given up.
+
+        False, and nothing is done, if there are no such layers, or a box uses the files.
+
+        Args:
+            bottom: digest of what lies at the bottom now.
+            begun: called before anything is changed.
+        """
+        ...
+
     def diff(self) -> list[Change] | None:
         """List what changed since the beginning, in the order of the paths' bytes; None where that
         takes a comparison of trees.
@@ -73,6 +141,8 @@ class OpenWorkspace(Protocol):
         *,
         mapped: bool = False,
         unlock: bool = False,
+        before: Scan | None = None,
+        layers: bool = True,
     ) -> Scan:
         """Capture what it holds now.
 
@@ -81,6 +151,9 @@ class OpenWorkspace(Protocol):
             mapped: programs run that may have files of it mapped.
             unlock: open up for the moment what is closed also in a user's own directory; in the
                 task's own that is always done.
+            before: what the same walk gave just before, with the same sink: what has not changed
+                since then is not read again.
+            layers: False says that `base` is what the layers show too.
 
         Raises:
             WorkspaceInvalid, Denied: as `capture_beginning`.
@@ -114,13 +187,14 @@ class OpenWorkspace(Protocol):
 
 
 def open_workspace(
-    workspace: Workspace, *, directory: str, scans: str, since: int | None = None
+    workspace: Workspace, *, directory: str, scans: str, layers: Layers, since: int | None = None
 ) -> OpenWorkspace:
     """Open a workspace that went through `resolve`.
 
     Args:
         directory: the task's own; it exists.
         scans: where walks through users' directories are remembered.
+        layers: where frozen layers lie.
         since: UTC nanoseconds; what changed in the user's directory after that is told when it is
             captured.
     """
@@ -128,4 +202,4 @@ def open_workspace(
         return DirectWorkspace(workspace, scans=scans)
     if workspace.kind in ("copy", "reflink"):
         return CopiedWorkspace(workspace, directory=directory, scans=scans, since=since)
-    return OverlayWorkspace(workspace, directory=directory, scans=scans, since=since)
+    return OverlayWorkspace(workspace, directory=directory, scans=scans, layers=layers, since=since)

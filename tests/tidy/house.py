@@ -25,7 +25,7 @@ GROUND = ("errors", "clock", "ids", "units", "codec", "syscalls", "disk", "holde
 # The floors above, from the first up; rooms on one floor do not see each other.
 FLOORS = (
     ("model",),
-    ("store", "snapshot", "runtime", "registry", "journal", "policy"),
+    ("store", "snapshot", "runtime", "registry", "journal", "layers", "policy"),
     ("workspace", "home"),
     ("checkpoint",),
     ("task",),

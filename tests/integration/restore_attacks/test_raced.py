@@ -109,7 +109,8 @@ def test_nothing_outside_is_touched(tmp_path: Path, outside: Path, swapper: Path
         os.close(root)
     print(f"{len(calls):,} raced calls in {clock.monotonic() - begun:.1f} s, {seen}")
     assert fingerprint(outside) == before
-    assert set(os.listdir("/proc/self/fd")) == descriptors
+    # What other tests have left may be closed at any moment.
+    assert set(os.listdir("/proc/self/fd")) <= descriptors
     assert min(seen.values()) > 10, seen
     # When they rest, one more run has it all as it shall be.
     root = os.open(target, os.O_PATH | os.O_DIRECTORY)

@@ -102,6 +102,12 @@ def test_files_are_put_elsewhere(typed: Typed, task: Task, place, tmp_path: Path
 def test_garbage_is_collected_only_when_told(typed: Typed, task: Task, home: Home, place) -> None:
     """Without --apply nothing goes, and the output says how it would."""
     task.checkpoint_by("works").delete()
+    # The files of the task still lie over what was checkpointed.
+    assert b"would free 0 B" in typed("gc", *place).stdout
+    worker = Home(home.path)
+    with Sandbox(Task.open(task.id, home=worker)) as box:
+        box.restore("start", save_current=False)
+    worker.store.close()
     before = home.stats().store_bytes
     done = typed("gc", *place)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +180,12 @@ def test_everything_that_is_known_of_a_file_must_be_the_same(place, field):
     found = os.stat(place / "f")
     assert learned.find(b"", b"f", found) is not None
     row = learned._rows[b""][b"f"]
-    stamp = tuple(value + (number == field) for number, value in enumerate(row.stamp))
+    values = struct.unpack("<QQqqqI", row.stamp)
+    other = (value + (number == field) for number, value in enumerate(values))
+    stamp = struct.pack("<QQqqqI", *other)
     learned._rows[b""][b"f"] = module.msgspec.structs.replace(row, stamp=stamp)
     assert learned.find(b"", b"f", found) is None
-    assert module.stamp_of(found) == (
+    assert values == (
         *(found.st_dev, found.st_ino, found.st_size),
         *(found.st_mtime_ns, found.st_ctime_ns, found.st_mode),
     )
@@ -237,7 +240,7 @@ def test_damage_in_any_byte_makes_it_know_nothing(place, tmp_path):
     assert not load(tmp_path)._rows
 
 
-@pytest.mark.parametrize("version", [0, 2, 2**31])
+@pytest.mark.parametrize("version", [0, 1, 3, 2**31])
 def test_another_version_is_not_believed(place, tmp_path, monkeypatch, version):
     """A cache of another version, newer or older, is no cache."""
     learned = aged()
@@ -253,12 +256,15 @@ def test_another_version_is_not_believed(place, tmp_path, monkeypatch, version):
     [
         b"",
         b"\xc0",
-        encode_msgpack([1, "g", {}]),
-        encode_msgpack([1, b"g", []]),
-        encode_msgpack([1, "g", [[b"", [[b"f"]]]]]),
-        encode_msgpack([1, "g", [[b"", [[b"f", [1, 2, 3], 0, 0, b"", []]]]]]),
+        encode_msgpack([2, "g", []]),
+        encode_msgpack([2, b"g", {}]),
+        encode_msgpack([2, "g", {b"": {b"f": []}}]),
+        encode_msgpack([2, "g", {b"": {b"f": [[1, 2, 3], 0, 0, b"", []]}}]),
+        encode_msgpack([2, "g", {b"": {b"f": [b"", 0, 0, b"", [], 0]}}]),
+        encode_msgpack([1, "g", [[b"", [[b"f", [1, 2, 3, 4, 5, 6], 0, 0, b"", []]]]]]),
+        b"\x93\x02\xa1g\x81\xc4\x00\x82" + 2 * encode_msgpack({b"f": [b"", 0, 0, b"", []]})[1:],
         b"\x91" * 100_000,
-        b"\x93\x01\xa1g\xdd\xff\xff\xff\xff",
+        b"\x93\x02\xa1g\xdf\xff\xff\xff\xff",
     ],
 )
 def test_other_bytes_with_a_right_sum_are_not_believed(tmp_path, body):
@@ -363,6 +369,74 @@ def test_writing_it_leaves_nothing_else(place, tmp_path):
         round_trip(learned, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["place", "scan"]
     assert os.stat(tmp_path / "scan").st_mode & 0o777 == 0o600
+
+
+def test_what_would_be_the_same_is_not_written(place, tmp_path):
+    """A walk that learned nothing leaves the file alone; one that did not find all writes it."""
+    learned = aged()
+    trees.walked(trees.Memory(), place, learned=learned)
+    known = round_trip(learned, tmp_path)
+    before = os.stat(tmp_path / "scan")
+    again = aged()
+    trees.walked(trees.Memory(), place, known=known, learned=again)
+    assert round_trip(again, tmp_path)._rows == known._rows
+    assert os.path.samestat(os.stat(tmp_path / "scan"), before)
+    os.unlink(place / "f")
+    again = aged()
+    trees.walked(trees.Memory(), place, known=known, learned=again)
+    found = round_trip(again, tmp_path)
+    assert b"f" in known._rows[b""]
+    assert b"f" not in found._rows[b""]
+    assert not os.path.samestat(os.stat(tmp_path / "scan"), before)
+
+
+def test_what_was_asked_of_another_generation_is_written(place, tmp_path):
+    """When the generation is another, the file says so afterwards: nobody asks again."""
+    learned = aged()
+    trees.walked(trees.Memory(), place, learned=learned)
+    known = round_trip(learned, tmp_path, generation="h", has=set)
+    again = aged("h")
+    trees.walked(trees.Memory(), place, known=known, learned=again)
+    assert round_trip(again, tmp_path, generation="h")._rows == again._rows
+
+
+def test_what_is_young_is_forgotten_where_it_was_known(place, tmp_path):
+    """A clock that went back makes files young that were known: they are not passed on."""
+    sink = Counting()
+    learned = aged()
+    first = trees.walked(sink, place, learned=learned)
+    known = round_trip(learned, tmp_path)
+    taken = sink.taken
+    again = StatCache("g")
+    again._began -= LONG_AGO
+    assert trees.walked(sink, place, known=known, learned=again) == first
+    assert sink.taken == taken
+    assert not round_trip(again, tmp_path)._rows
+
+
+def test_what_is_younger_than_a_moment_is_told_of_known_files(place, tmp_path):
+    """What changed since a moment is told whether the files are known or read."""
+    sink = trees.Memory()
+    learned = aged()
+    moment = max(os.stat(place / name).st_ctime_ns for name in ("empty", "d"))
+    os.utime(place / "f", ns=(5, 5))
+    first = trees.walked(sink, place, learned=learned, since=moment)
+    known = round_trip(learned, tmp_path)
+    got = trees.walked(sink, place, known=known, learned=aged(), since=moment)
+    assert "f" in got.moved.entries
+    assert got == first
+
+
+def test_times_beyond_all_numbers_are_told_apart(place):
+    """A stamp can be made of any time that a file system may give."""
+    found = list(os.stat(place / "f"))
+    late = [os.stat_result(found, {"st_mtime_ns": 2**63 + n, "st_ctime_ns": 1}) for n in (0, 1)]
+    assert module.stamp_of(late[0]) != module.stamp_of(late[1])
+    assert module.stamp_of(late[0]) == module.stamp_of(late[0])
+    learned = aged()
+    learned.note(b"", t.Node(b"f", t.FILE), late[0])
+    assert not learned._rows
+    assert learned.find(b"", b"f", late[0]) is None
 
 
 def test_the_walks_own_clock_is_the_hosts(place):

@@ -158,7 +158,7 @@ ROWS = [
         "cache claims array/map/bin/ext of 4 GiB",
         lambda place: [
             as_cache(_summed(data), place)
-            for head in (b"", b"\x93\x01\xa1g")
+            for head in (b"", b"\x93\x02\xa1g", b"\x93\x02\xa1g\x81\xc4\x00")
             for data in claims(head)
         ],
     ),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxsdk.codec import encode_msgpack
+from sandboxsdk.codec import decode_msgpack, encode_msgpack
 from sandboxsdk.errors import Corrupt, LimitExceeded
 from sandboxsdk.snapshot import tree as t
 from sandboxsdk.store import BLOB, LIST, OBJECT_BYTES_MAX, TREE
@@ -176,6 +176,44 @@ def test_a_very_long_list_of_parts_is_several_objects():
     assert len(sink.objects) == 3
     node = t.Node(b"f", t.PARTS, size=sum(part.length for part in parts), content=digest)
     assert t.read_parts(sink, node) == parts
+
+
+@given(
+    lengths=st.lists(
+        st.tuples(st.integers(1, 60), st.booleans(), st.integers(0, 3)), min_size=0, max_size=30
+    ),
+    size=st.integers(64, 6000),
+)
+def test_where_pages_end_says_the_sum_of_their_nodes(lengths, size):
+    """Pages are cut behind the node that makes them too large, however they are written."""
+    nodes = [
+        t.Node(
+            b"%02d" % number + b"n" * length,
+            t.FILE,
+            size=int(full),
+            content=DIGEST if full else b"",
+            attributes=tuple((b"user.%d" % n, b"v" * length) for n in range(attributes)),
+        )
+        for number, (length, full, attributes) in enumerate(lengths)
+    ]
+    pages: list[list[t.Node]] = [[]]
+    total = 0
+    for node in nodes:
+        if total > size:
+            pages.append([])
+            total = 0
+        pages[-1].append(node)
+        total += len(node.name) + len(node.content) + 64
+        total += sum(len(name) + len(value) + 16 for name, value in node.attributes)
+    sink = trees.Memory()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(t, "_PAGE_BYTES", size)
+        digest = t.write_directory(sink, t.Directory(0o755, 0, 0, 0, (), nodes))
+    written = []
+    for _, data in t.list_pages(sink, TREE, digest):
+        count = len(decode_msgpack(data, list, path="")[6])
+        written.append(count)
+    assert written == [len(page) for page in pages]
 
 
 def test_what_is_too_much_is_not_written(monkeypatch):

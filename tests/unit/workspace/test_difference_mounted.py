@@ -185,13 +185,19 @@ def _mounted(
 def _refusal_of_a_home(directory: str, base: str) -> str:
     # Here, because no other request needs more of the library than its system calls.
     from sandboxsdk.errors import CapabilityError
+    from sandboxsdk.layers import Layers
     from sandboxsdk.model import Workspace
     from sandboxsdk.workspace import OverlayWorkspace
 
     os.mkdir(directory)
     workspace = Workspace.private(base)
     try:
-        OverlayWorkspace(workspace, directory=directory, scans=directory).prepare()
+        OverlayWorkspace(
+            workspace,
+            directory=directory,
+            scans=directory,
+            layers=Layers(f"{directory}/layers", ()),
+        ).prepare()
     except CapabilityError as error:
         return f"{error} {os.listdir(directory)}"
     return ""
@@ -205,6 +211,7 @@ import pytest  # noqa: E402 - the process inside needs none of these
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from sandboxsdk.layers import Layers  # noqa: E402
 from sandboxsdk.model import Change, Workspace  # noqa: E402
 from sandboxsdk.workspace import OverlayWorkspace  # noqa: E402
 
@@ -395,7 +402,12 @@ def test_home_on_an_overlay_is_refused_early(inside: Inside) -> None:
 
 def _workspace(base: str | None, directory: str) -> OverlayWorkspace:
     workspace = Workspace.private(base)
-    return OverlayWorkspace(workspace, directory=f"{directory}/task", scans=directory)
+    return OverlayWorkspace(
+        workspace,
+        directory=f"{directory}/task",
+        scans=directory,
+        layers=Layers(f"{directory}/layers", ()),
+    )
 
 
 def _enter(
@@ -404,7 +416,7 @@ def _enter(
     view = workspace.prepare()
     return inside.ask(
         what=what,
-        base=view.lowers[0].path,
+        base=view.base.path,
         task=view.task.path,
         upper=view.upper,
         work_dir=view.work,

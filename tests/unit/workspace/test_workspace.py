@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandboxsdk.errors import HostRefused, WorkspaceInvalid
+from sandboxsdk.layers import Layers
 from sandboxsdk.model import Place, Workspace
 from sandboxsdk.workspace import (
     CopiedWorkspace,
@@ -38,7 +39,12 @@ def task(tmp_path: Path) -> Path:
 def _overlay(base: Path | str | None, task: Path) -> OverlayWorkspace:
     (task.parent.parent / "scans").mkdir(exist_ok=True)
     scans = str(task.parent.parent / "scans")
-    return OverlayWorkspace(Workspace.private(base), directory=str(task), scans=scans)
+    return OverlayWorkspace(
+        Workspace.private(base),
+        directory=str(task),
+        scans=scans,
+        layers=Layers(f"{task}-layers", ()),
+    )
 
 
 def _direct(base: Path) -> DirectWorkspace:
@@ -58,7 +64,9 @@ def test_open_gives_what_was_resolved(base: Path, task: Path) -> None:
     copy, empty = Workspace.private(base, kind="copy"), Workspace(kind="copy")
     for workspace in (overlay, Workspace(kind="overlay"), Workspace.direct(base), copy, empty):
         resolved = resolve(workspace, home=str(task.parent.parent))
-        opened.append(open_workspace(resolved, directory=str(task), scans=""))
+        opened.append(
+            open_workspace(resolved, directory=str(task), scans="", layers=Layers("", ()))
+        )
     assert [type(each) for each in opened] == [
         OverlayWorkspace,
         OverlayWorkspace,
@@ -77,7 +85,7 @@ def test_view_names_everything_by_identity(base: Path, task: Path) -> None:
     """The view pins the base and the task's directory, and names an upper and a work directory."""
     view = _overlay(base, task).prepare()
     assert view.kind == "overlay"
-    assert view.lowers == (_place(base),)
+    assert view.base == _place(base)
     assert view.task == _place(task)
     assert (task / view.upper).is_dir()
     assert list((task / view.work).iterdir()) == []
@@ -85,12 +93,13 @@ def test_view_names_everything_by_identity(base: Path, task: Path) -> None:
 
 
 def test_empty_workspace_stands_on_an_empty_directory(task: Path) -> None:
-    """Without a base there is an empty one, and nothing to note about it."""
+    """Without a base there is an empty one, and nothing to note about what came with it."""
     workspace = _overlay(None, task)
     view = workspace.prepare()
-    assert view.lowers == (_place(task / "empty"),)
+    assert view.base == _place(task / "empty")
     assert stat.S_IMODE((task / view.upper).stat().st_mode) == 0o755
-    assert workspace.notes() == ()
+    layered, _kept = workspace.notes()
+    assert "64.0 MiB" in layered
 
 
 def test_each_mount_gets_a_fresh_work_directory(base: Path, task: Path) -> None:
@@ -123,7 +132,7 @@ def test_upper_belongs_to_the_owner_of_the_base(base: Path, task: Path) -> None:
     if os.geteuid() == 0:
         os.chown(base, 65534, 65533)
     view = _overlay(base, task).prepare()
-    assert _place(task / view.upper).owner == _place(base).owner == view.lowers[0].owner
+    assert _place(task / view.upper).owner == _place(base).owner == view.owner
 
 
 def test_base_that_went_is_named(base: Path, task: Path, tmp_path: Path) -> None:
@@ -193,7 +202,7 @@ def test_direct_workspace(base: Path) -> None:
     """It is bound as it is, uses nothing beyond itself, and cannot tell alone what changed."""
     workspace = _direct(base)
     view = workspace.prepare()
-    assert (view.kind, view.task, view.lowers) == ("bind", _place(base), ())
+    assert (view.kind, view.task, view.base) == ("bind", _place(base), None)
     assert workspace.disk_bytes() == 0
     assert workspace.notes() == ()
     assert workspace.diff() is None
