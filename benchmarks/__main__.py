@@ -12,39 +12,31 @@ from collections.abc import Callable
 
 from sandboxsdk.home import Home
 
-from . import bench_checkpoint, bench_exec, bench_giving_back, bench_task
+from . import (
+    bench_candidates,
+    bench_checkpoint,
+    bench_exec,
+    bench_giving_back,
+    bench_growth,
+    bench_layers,
+    bench_task,
+    plotting,
+)
 from .measuring import Figure, machine, shown
 
 
 def main() -> int:
     """Run every benchmark on one directory."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    stdlib = sysconfig.get_path("stdlib")
-    parser.add_argument("directory", nargs="?", default=stdlib, help="default: the stdlib's folder")
-    parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--only", metavar="NAME", help="one group of figures")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--home", help="where to keep the tasks; default: a temporary directory")
-    typed = parser.parse_args()
+    typed = _typed()
+    base = os.path.realpath(typed.directory)
     with tempfile.TemporaryDirectory(dir=typed.home) as scratch:
         home = Home(os.path.join(scratch, "home"))
-        bwrap = _overlay_bwrap()
-        base = os.path.realpath(typed.directory)
-        few = max(typed.rounds // 5, 3)
-        groups: dict[str, Callable[[], list[Figure]]] = {
-            "exec": lambda: bench_exec.exec_true(base, home, bwrap=bwrap, rounds=typed.rounds),
-            "exec, one every 50 ms": lambda: bench_exec.exec_true(
-                base, home, bwrap=bwrap, rounds=few, pause=0.05
-            ),
-            "spawn": lambda: bench_exec.spawn_large(base, home, rounds=few),
-            "create": lambda: bench_task.create(base, home, rounds=typed.rounds),
-            "run": lambda: bench_task.whole_run(base, home, rounds=few),
-            "fork": lambda: bench_giving_back.forks(base, home, rounds=min(few, 5)),
-            "apply": lambda: bench_giving_back.applying(base, home, rounds=min(few, 5)),
-            "checkpoint": lambda: bench_checkpoint.checkpoints(base, home, rounds=min(few, 5)),
-        }
-        wanted = [typed.only] if typed.only else list(groups)
-        found = {name: groups[name]() for name in wanted}
+        if typed.plots:
+            found = _plotted(base, home, typed)
+        else:
+            groups = _groups(base, home, typed)
+            wanted = [typed.only] if typed.only else list(groups)
+            found = {name: groups[name]() for name in wanted}
     files = sum(len(names) for _path, _directories, names in os.walk(base))
     if typed.json:
         figures = {name: [figure._asdict() for figure in rows] for name, rows in found.items()}
@@ -55,6 +47,89 @@ def main() -> int:
         for name, rows in found.items():
             print(shown(name, rows))
     return 0
+
+
+def _typed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    stdlib = sysconfig.get_path("stdlib")
+    parser.add_argument("directory", nargs="?", default=stdlib, help="default: the stdlib's folder")
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--only", metavar="NAME", help="one group of figures")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--home", help="where to keep the tasks; default: a temporary directory")
+    parser.add_argument("--checkpoints", type=int, default=200, help="of the task with many")
+    parser.add_argument("--candidates", type=int, default=200)
+    parser.add_argument("--file-mib", type=int, default=1024, help="the large file")
+    parser.add_argument("--large", action="store_true", help="a million files too, in `by size`")
+    parser.add_argument("--plots", metavar="DIRECTORY", help="write how costs grow as SVG there")
+    return parser.parse_args()
+
+
+def _groups(
+    base: str, home: Home, typed: argparse.Namespace
+) -> dict[str, Callable[[], list[Figure]]]:
+    bwrap = _overlay_bwrap()
+    few = max(typed.rounds // 5, 3)
+    fewer = min(few, 5)
+    return {
+        "exec": lambda: bench_exec.exec_true(base, home, bwrap=bwrap, rounds=typed.rounds),
+        "exec, one every 50 ms": lambda: bench_exec.exec_true(
+            base, home, bwrap=bwrap, rounds=few, pause=0.05
+        ),
+        "spawn": lambda: bench_exec.spawn_large(base, home, rounds=few),
+        "create": lambda: bench_task.create(base, home, rounds=typed.rounds),
+        "run": lambda: bench_task.whole_run(base, home, rounds=few),
+        "fork": lambda: bench_giving_back.forks(base, home, rounds=fewer),
+        "apply": lambda: bench_giving_back.applying(base, home, rounds=fewer),
+        "checkpoint": lambda: bench_checkpoint.checkpoints(base, home, rounds=fewer),
+        "layers": lambda: bench_layers.layers(
+            base,
+            home,
+            bwrap=bwrap,
+            rounds=few,
+            checkpoints=typed.checkpoints,
+            file_mib=typed.file_mib,
+        ),
+        "layers by size": lambda: _size_figures(_by_size(base, home, typed)),
+        "layers by count": lambda: bench_growth.figures(
+            _by_count(base, home, typed), "checkpoints"
+        ),
+        "candidates": lambda: bench_candidates.candidates(
+            base, home, bwrap=bwrap, count=typed.candidates
+        ),
+    }
+
+
+def _plotted(base: str, home: Home, typed: argparse.Namespace) -> dict[str, list[Figure]]:
+    """Measure how costs grow, draw it, and give the same as figures."""
+    sizes, counts = _by_size(base, home, typed), _by_count(base, home, typed)
+    for path in plotting.write_plots(typed.plots, sizes, counts, base):
+        print(f"wrote {path}", file=sys.stderr)
+    return {
+        "layers by size": _size_figures(sizes),
+        "layers by count": bench_growth.figures(counts, "checkpoints"),
+    }
+
+
+def _by_size(base: str, home: Home, typed: argparse.Namespace) -> list[bench_growth.Point]:
+    rounds = max(typed.rounds // 5, 3)
+    return bench_growth.by_size(
+        base, home, bwrap=_overlay_bwrap(), rounds=rounds, large=typed.large
+    )
+
+
+def _size_figures(points: list[bench_growth.Point]) -> list[Figure]:
+    return bench_growth.figures(points, "files") + bench_growth.git_ratios(points)
+
+
+def _by_count(base: str, home: Home, typed: argparse.Namespace) -> list[bench_growth.Point]:
+    return bench_growth.by_count(
+        base,
+        home,
+        bwrap=_overlay_bwrap(),
+        rounds=min(max(typed.rounds // 5, 3), 5),
+        checkpoints=typed.checkpoints,
+    )
 
 
 def _overlay_bwrap() -> str:

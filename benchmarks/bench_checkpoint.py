@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
-import statistics
 import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 from sandboxsdk.home import Home
@@ -15,7 +14,7 @@ from sandboxsdk.model import Workspace
 from sandboxsdk.sandbox import Sandbox
 from sandboxsdk.task import Task
 
-from .measuring import Figure
+from .measuring import Figure, Taken
 
 _CHANGED = 20
 _PEERS = ("git", "restic")
@@ -28,60 +27,32 @@ def checkpoints(base: str, home: Home, *, rounds: int) -> list[Figure]:
     helps the other; each peer has a copy too. Everything is in the page cache.
     """
     scratch = Path(home.path).parent
-    sides: list[Side] = [_Private(base, home)]
-    sides += [kind(_copied(base, scratch / kind.name), home) for kind in (_Direct, _Git, _Restic)]
-    taken: dict[str, dict[str, list[float]]] = {step: {} for step in _STEPS}
+    sides: list[Side] = [Private(base, home)]
+    sides += [kind(copied(base, scratch / kind.name), home) for kind in (_Direct, Git, Restic)]
+    taken = Taken()
     try:
         for side in sides:
-            _timed(taken, "first checkpoint", side, side.keep)
+            taken.timed("first checkpoint", side.name, side.keep)
         for turn in range(rounds):
             for side in sides:
-                _timed(taken, "nothing changed", side, side.keep)
+                taken.timed("nothing changed", side.name, side.keep)
             for side in sides:
                 side.change(turn)
-                _timed(taken, "20 files changed", side, side.keep)
+                taken.timed("20 files changed", side.name, side.keep)
             for side in sides:
                 if side.goes_back:
                     side.change(turn + rounds)
-                    _timed(taken, "those 20 back, in place", side, side.go_back)
+                    taken.timed("those 20 back, in place", side.name, side.go_back)
         for side in sides:
-            _timed(taken, "all into a new directory", side, lambda s=side: s.restore(scratch))
+            taken.timed("all into a new directory", side.name, lambda s=side: s.restore(scratch))
             side.compare(scratch)
     finally:
         for side in sides:
             side.end()
-    return [figure for step in _STEPS for figure in _figures(step, taken[step])]
+    return taken.figures(*_PEERS)
 
 
-_STEPS = (
-    "first checkpoint",
-    "nothing changed",
-    "20 files changed",
-    "those 20 back, in place",
-    "all into a new directory",
-)
-
-
-def _timed(
-    taken: dict[str, dict[str, list[float]]], step: str, side: Side, do: Callable[[], object]
-) -> None:
-    began = time.perf_counter()
-    do()
-    taken[step].setdefault(side.name, []).append((time.perf_counter() - began) * 1000)
-
-
-def _figures(step: str, taken: dict[str, list[float]]) -> list[Figure]:
-    medians = {name: statistics.median(times) for name, times in taken.items()}
-    return [
-        Figure(f"{step}: {name}", medians[name], min(times), medians[name] / medians[peer], peer)
-        for peer in _PEERS
-        if peer in taken
-        for name, times in taken.items()
-        if name not in _PEERS
-    ] + [Figure(f"{step}: {p}", medians[p], min(taken[p]), None, "") for p in _PEERS if p in taken]
-
-
-def _copied(base: str, target: Path) -> str:
+def copied(base: str, target: Path) -> str:
     subprocess.run(["cp", "-a", base, str(target)], check=True)
     return str(target)
 
@@ -105,14 +76,19 @@ class Side:
 
     def __init__(self, root: str, home: Home) -> None:
         self.root, self.home = root, home
-        found = sorted(
-            str(path) for path in Path(root).rglob("*") if path.is_file() and not path.is_symlink()
+        self.names = sorted(
+            os.path.relpath(path, root)
+            for path in Path(root).rglob("*")
+            if path.is_file() and not path.is_symlink()
         )
-        step = max(len(found) // _CHANGED, 1)
-        self.files = [os.path.relpath(path, root) for path in found[::step][:_CHANGED]]
+        self.files = self.spread(_CHANGED)
 
-    def change(self, turn: int) -> None:
-        for name in self.files:
+    def spread(self, count: int) -> list[str]:
+        """Give so many files from all over the tree."""
+        return self.names[:: max(len(self.names) // count, 1)][:count]
+
+    def change(self, turn: int, files: Sequence[str] | None = None) -> None:
+        for name in self.files if files is None else files:
             with open(os.path.join(self.root, name), "a") as file:
                 file.write(f"turn {turn}\n")
 
@@ -151,12 +127,14 @@ class _Ours(Side):
         self.task.delete()
 
 
-class _Private(_Ours):
+class Private(_Ours):
     name = "private"
 
-    def change(self, turn: int) -> None:
-        script = "".join(f"echo 'turn {turn}' >> '{name}'\n" for name in self.files)
-        self.box.exec(script, check=True)
+    def change(self, turn: int, files: Sequence[str] | None = None) -> None:
+        wanted = self.files if files is None else files
+        script = "".join(f"echo 'turn {turn}' >> {shlex.quote(name)}\n" for name in wanted)
+        # Not as an argument: one has at most 128 KiB.
+        self.box.exec(["sh"], input=script.encode(), check=True)
 
 
 class _Direct(_Ours):
@@ -170,7 +148,7 @@ class _Direct(_Ours):
         assert self.last.verify().ok
 
 
-class _Git(Side):
+class Git(Side):
     name = "git"
 
     def __init__(self, root: str, home: Home) -> None:
@@ -179,9 +157,10 @@ class _Git(Side):
         self.repository = f"{root}.git"
         subprocess.run(["git", "init", "-q", "--bare", self.repository], check=True)
 
-    def _run(self, *arguments: str) -> None:
+    def _run(self, *arguments: str) -> str:
         command = ["git", f"--git-dir={self.repository}", f"--work-tree={self.root}", *arguments]
-        subprocess.run(command, check=True, capture_output=True, cwd=self.root)
+        done = subprocess.run(command, check=True, capture_output=True, cwd=self.root, text=True)
+        return done.stdout.strip()
 
     def keep(self) -> None:
         self._run("add", "-A", "-f")
@@ -193,8 +172,23 @@ class _Git(Side):
     def restore(self, scratch: Path) -> None:
         self._run("checkout-index", "-a", f"--prefix={scratch}/{self.name}-out/")
 
+    def commit(self) -> str:
+        """Commit what is kept, to no branch."""
+        named = ["-c", "user.name=n", "-c", "user.email=a@b"]
+        return self._run(*named, "commit-tree", "-m", "kept", self._run("write-tree"))
 
-class _Restic(Side):
+    def worktree(self, path: str, commit: str) -> None:
+        self._bare("worktree", "add", "-q", "--detach", path, commit)
+
+    def no_worktree(self, path: str) -> None:
+        self._bare("worktree", "remove", "--force", path)
+
+    def _bare(self, *arguments: str) -> None:
+        command = ["git", f"--git-dir={self.repository}", *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+class Restic(Side):
     name = "restic"
     goes_back = False  # Older releases fail where a symbolic link is there already.
 

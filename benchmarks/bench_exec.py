@@ -25,7 +25,7 @@ def exec_true(
         return in_turns(
             {
                 "box.exec(['true'])": lambda: box.exec(["true"], check=True),
-                "bwrap --overlay ... true": _bare(bwrap, base, scratch),
+                "bwrap --overlay ... true": bare(bwrap, base, scratch),
             },
             rounds=rounds,
             pause=pause,
@@ -70,7 +70,8 @@ def _box(base: str, home: Home) -> Iterator[Sandbox]:
         task.delete()
 
 
-def _bare(bwrap: str, base: str, scratch: str) -> Callable[[], object]:
+def bare(bwrap: str, base: str, scratch: str) -> Callable[[], object]:
+    """Give what runs `true` in bubblewrap alone, on an overlay of `base`."""
     upper, work = f"{scratch}/upper", f"{scratch}/work"
     os.mkdir(upper)
     os.mkdir(work)

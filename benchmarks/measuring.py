@@ -5,19 +5,71 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+_Result = TypeVar("_Result")
 
 
 class Figure(NamedTuple):
-    """Milliseconds of one thing."""
+    """One thing in milliseconds, unless its unit says otherwise; no median: not measured."""
 
     name: str
-    median: float
-    fastest: float
+    median: float | None
+    fastest: float | None
     ratio: float | None
     peer: str
+    unit: str = "ms"
+    note: str = ""
+
+
+class Taken:
+    """Milliseconds by step, and by who took it."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, dict[str, list[float]]] = {}
+
+    def timed(self, step: str, who: str, do: Callable[[], _Result]) -> _Result:
+        """Do it, and note how long that took."""
+        began = time.perf_counter()
+        done = do()
+        self.note(step, who, (time.perf_counter() - began) * 1000)
+        return done
+
+    def note(self, step: str, who: str, milliseconds: float) -> None:
+        self._times.setdefault(step, {}).setdefault(who, []).append(milliseconds)
+
+    def steps(self) -> list[str]:
+        return list(self._times)
+
+    def times(self, step: str, who: str) -> list[float]:
+        return self._times[step][who]
+
+    def figures(self, *peers: str) -> list[Figure]:
+        """Give each of ours once for each peer that took the same step, then the peers."""
+        return [figure for step in self._times for figure in self._of(step, peers)]
+
+    def _of(self, step: str, peers: tuple[str, ...]) -> list[Figure]:
+        times = self._times[step]
+        medians = {who: statistics.median(taken) for who, taken in times.items()}
+        there = [peer for peer in peers if peer in times]
+        ours = [
+            Figure(
+                f"{step}: {who}",
+                medians[who],
+                min(taken),
+                medians[who] / medians[peer] if peer else None,
+                peer,
+            )
+            for peer in there or [""]
+            for who, taken in times.items()
+            if who not in there
+        ]
+        return ours + [
+            Figure(f"{step}: {peer}", medians[peer], min(times[peer]), None, "") for peer in there
+        ]
 
 
 def in_turns(
@@ -50,12 +102,23 @@ def in_turns(
     ]
 
 
+def disk_used(*paths: str) -> int:
+    """Give the bytes that directories take on disk, as du counts them; 0 for what is not there."""
+    there = [path for path in paths if os.path.exists(path)]
+    if not there:
+        return 0
+    command = ["du", "-s", "--block-size=1", *there]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return sum(int(line.split("\t")[0]) for line in told.splitlines())
+
+
 def machine() -> dict[str, Any]:
     """Say what this was measured on."""
     return {
         "kernel": platform.release(),
         "python": platform.python_version(),
         "processors": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
         "root": os.geteuid() == 0,
     }
 
@@ -64,8 +127,10 @@ def shown(title: str, figures: list[Figure]) -> str:
     """Give a table for people."""
     lines = [title]
     for figure in figures:
+        value = "not measured"
+        if figure.median is not None:
+            value = f"{figure.median:12,.2f} {figure.unit}"
+        fastest = "" if figure.fastest is None else f"  (min {figure.fastest:,.2f})"
         ratio = "" if figure.ratio is None else f"{figure.ratio:6.2f}x {figure.peer}"
-        lines.append(
-            f"  {figure.name:<44} {figure.median:9.2f} ms  (min {figure.fastest:.2f})  {ratio}"
-        )
+        lines.append(f"  {figure.name:<52} {value}{fastest}  {ratio}{figure.note}".rstrip())
     return "\n".join(lines)
