@@ -19,6 +19,7 @@ _PATH_BYTES_MAX = 4096
 _LISTED_MAX = 1000
 _LISTED_BYTES_MAX = 1 << 18
 
+_LARGE_BYTES = 1024 * 1024
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 _READABLE = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NAME_OF = attrgetter("name")
@@ -141,7 +142,7 @@ class Weight:
         # Blocks of 512 bytes, if the file system counts any.
         size = (found.st_blocks or 0) * 512
         self.disk_bytes += size
-        if again:
+        if again and size >= _LARGE_BYTES:
             self.rewritten_bytes += size
         if found.st_mode & _SET_ID:
             self.has_set_id = True

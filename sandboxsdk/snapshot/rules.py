@@ -58,7 +58,7 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
             directory is very deep.
         left_out: something that the rules exclude is there.
         disk_bytes: what an upper takes on disk.
-        rewritten_bytes: of that, files that were there before.
+        rewritten_bytes: of that, files of 1 MiB and more that were there before.
     """
 
     tree: bytes

@@ -51,7 +51,7 @@ from .upper import (
 FREEZE_BYTES_MAX = 64 * 1024 * 1024
 """What takes more on disk is not frozen: a change of any of it would copy it again."""
 REWRITTEN_BYTES_MAX = 8 * 1024 * 1024
-"""Nor is more of files that were there before: they are likely to be changed again."""
+"""Nor is more of large files that were there before: they are likely to be changed again."""
 
 Standing = Literal["ready", "lost", "torn"]
 

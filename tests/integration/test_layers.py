@@ -191,17 +191,26 @@ def test_deleted_tasks_leave_no_files_behind(work: Path, home: Home) -> None:
 
 @pytest.mark.parametrize(
     "held",
-    ["a large file", "a hard link", "an excluded path", "a socket", "deep directories"],
+    [
+        "a large file",
+        "a file changed again",
+        "a hard link",
+        "an excluded path",
+        "a socket",
+        "deep directories",
+    ],
 )
 def test_what_cannot_be_a_layer_stays_above(held: str, work: Path, home: Home) -> None:
     """It is checkpointed and gone back to all the same."""
     made = {
         "a large file": "head -c 70000000 /dev/urandom > large",
+        "a file changed again": "head -c 9000000 /dev/urandom > big",
         "a hard link": "ln a link",
         "an excluded path": "echo x > x.log",
         "a socket": "python3 -c \"import socket; socket.socket(socket.AF_UNIX).bind('s')\"",
         "deep directories": "p=$(printf 'x/%.0s' $(seq 200)); mkdir -p $p; echo x > $p/f",
     }[held]
+    (work / "big").write_bytes(bytes(100))
     workspace = Workspace.private(work, exclude=["*.log"])
     task = Task.create("t", workspace=workspace, home=home)
     with Sandbox(task) as box:
