@@ -164,6 +164,8 @@ def count(log: Path) -> tuple[dict[tuple[int, str], int], dict[str, int]]:
             counted[threads[who], name] += 1
     limits = dict.fromkeys(CALLS, 20)
     for (_, name), number in of_all.items():
+        if name not in limits:
+            continue  # It lost step with a thread, as it says itself.
         limits[name] = max(limits[name], number + 20)
     return dict(counted), limits
 

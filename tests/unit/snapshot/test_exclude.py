@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sandboxsdk.errors import UsageError
@@ -105,6 +105,7 @@ def test_what_is_no_pattern_is_refused(patterns):
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 @settings(max_examples=25)
+@example(patterns=["b/", "!a"], paths=["a/a", "a/b/a"])
 @given(
     patterns=st.lists(st.sampled_from(_PATTERNS), min_size=1, max_size=3),
     paths=st.lists(
