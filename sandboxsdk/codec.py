@@ -22,6 +22,7 @@ from .errors import Corrupt
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
+SUM_BYTES = 16
 
 _encoder = msgspec.json.Encoder()
 _packer = msgspec.msgpack.Encoder()
@@ -79,6 +80,23 @@ def decode_msgpack(data: Buffer, kind: type[T], *, path: str) -> T:
     return value
 
 
+def seal(value: object) -> bytes:
+    """Encode a value as MessagePack behind a sum of it: for a file that nobody synced."""
+    body = encode_msgpack(value)
+    return checksum(body) + body
+
+
+def unseal(data: bytes, kind: type[T], *, path: str) -> T:
+    """Decode what `seal` gave.
+
+    Raises:
+        Corrupt: it was cut or changed, or is of another shape; `path` names where it lay.
+    """
+    if data[:SUM_BYTES] != checksum(data[SUM_BYTES:]):
+        raise Corrupt(path=path, reason="is not what was written")
+    return decode_msgpack(data[SUM_BYTES:], kind, path=path)
+
+
 @functools.cache
 def _unpacker(kind: Any) -> Any:
     return msgspec.msgpack.Decoder(kind)
@@ -104,11 +122,11 @@ def typed_digest(kind: int, data: Buffer) -> bytes:
 
 
 def checksum(*parts: Buffer) -> bytes:
-    """The first 16 bytes of the BLAKE3-256 of some bytes: against damage, not against forgery."""
+    """The first `SUM_BYTES` of the BLAKE3-256 of some bytes: against damage, not forgery."""
     hasher = blake3()
     for part in parts:
         hasher.update(part)
-    return hasher.digest(16)
+    return hasher.digest(SUM_BYTES)
 
 
 class Hasher:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from sandboxsdk.model import Beginning, Points
-from sandboxsdk.snapshot import BASES, Merge, Objects, Totals, Trees, totals_after
+from sandboxsdk.snapshot import BASES, Totals, Trees, totals_after
 from sandboxsdk.store import Store
 from sandboxsdk.workspace import OpenWorkspace
 
-# A directory of so many files is looked at, which takes some milliseconds.
+# A directory of so many files is looked at: that takes longer than the rest of a restore, but not
+# long.
 _LOOKED_AT_MAX = 2_000
 
 
@@ -18,10 +19,6 @@ class Bottom(msgspec.Struct, frozen=True):
 
     tree: bytes
     totals: Totals
-
-    def merge(self, reader: Objects) -> Merge:
-        """Say what an upper is laid over that lies on nothing else."""
-        return Merge(reader=reader, tree=self.tree, totals=self.totals, bases=BASES)
 
 
 def bottom_of(workspace: OpenWorkspace, store: Store, points: Points, base: Beginning) -> Bottom:

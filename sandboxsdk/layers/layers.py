@@ -20,7 +20,7 @@ from typing import NamedTuple, final
 import msgspec
 
 from sandboxsdk import clock, disk
-from sandboxsdk.codec import checksum, decode_msgpack, digest, encode_msgpack
+from sandboxsdk.codec import digest, seal, unseal
 from sandboxsdk.errors import Corrupt, SandboxError
 from sandboxsdk.host import FileLock, boot_id, environment, owned, remove_tree
 from sandboxsdk.ids import is_id, new_id
@@ -35,7 +35,6 @@ LAYERS_MAX = 200
 _ABOUT = "about"
 _LOCK = "lock"
 _KEY = 16
-_SUM_BYTES = 16
 _ABOUT_BYTES_MAX = 4096
 _VERSION = 1
 _LOCK_SECONDS_MAX = 5.0
@@ -115,9 +114,9 @@ class Layers:
         with contextlib.suppress(FileExistsError):
             disk.make_directory(self.path)
         disk.make_directory(f"{self.path}/{name}")
-        about = encode_msgpack(About(_VERSION, parent, tree, self._boot_id, span, disk_bytes))
+        about = seal(About(_VERSION, parent, tree, self._boot_id, span, disk_bytes))
         with owned(disk.open_directory(f"{self.path}/{name}")) as directory:
-            disk.replace(_ABOUT, checksum(about) + about, dir_fd=directory, durable=False)
+            disk.replace(_ABOUT, about, dir_fd=directory, durable=False)
         _frozen[self.path] = _frozen.get(self.path, 0) + disk_bytes
         _sound.add(name)
         return name
@@ -299,9 +298,7 @@ def _read_about(path: str) -> About | None:
     try:
         with owned(os.open(f"{path}/{_ABOUT}", flags)) as file:
             data = os.read(file, _ABOUT_BYTES_MAX)
-        if data[:_SUM_BYTES] != checksum(data[_SUM_BYTES:]):
-            return None
-        about = decode_msgpack(data[_SUM_BYTES:], About, path=path)
+        about = unseal(data, About, path=path)
     except (OSError, Corrupt):
         return None
     if about.version != _VERSION:

@@ -14,7 +14,7 @@ import os
 import msgspec
 
 from sandboxsdk import disk
-from sandboxsdk.codec import checksum, decode_msgpack, encode_msgpack
+from sandboxsdk.codec import seal, unseal
 from sandboxsdk.errors import Corrupt
 from sandboxsdk.host import owned
 
@@ -22,7 +22,6 @@ FILE = "stack"
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MARK = "user.overlay.sandboxsdk"
 _VERSION = 1
-_SUM_BYTES = 16
 _BYTES_MAX = 1 << 20
 
 
@@ -70,10 +69,8 @@ def read_stack(task: int) -> Stack:
         return NOTHING
     except OSError as error:
         raise Torn from error
-    if data[:_SUM_BYTES] != checksum(data[_SUM_BYTES:]):
-        raise Torn
     try:
-        stack = decode_msgpack(data[_SUM_BYTES:], Stack, path=FILE)
+        stack = unseal(data, Stack, path=FILE)
     except Corrupt as error:
         raise Torn from error
     if stack.version != _VERSION:
@@ -83,8 +80,7 @@ def read_stack(task: int) -> Stack:
 
 def write_stack(task: int, stack: Stack) -> None:
     """Have the upper of a task lie over this from now on."""
-    data = encode_msgpack(stack)
-    disk.replace(FILE, checksum(data) + data, dir_fd=task, durable=False)
+    disk.replace(FILE, seal(stack), dir_fd=task, durable=False)
 
 
 def forget_stack(task: int) -> None:

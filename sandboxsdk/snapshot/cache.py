@@ -15,7 +15,7 @@ from typing import final
 import msgspec
 
 from sandboxsdk import clock, disk
-from sandboxsdk.codec import checksum, decode_msgpack, encode_msgpack
+from sandboxsdk.codec import seal, unseal
 from sandboxsdk.errors import Corrupt, SandboxError
 
 from .tree import FILE, MTIME_MAX, MTIME_MIN, Attributes, Node
@@ -26,7 +26,6 @@ _YOUNG_NS = 50_000_000
 YOUNG_SECONDS = _YOUNG_NS / 1_000_000_000
 _YOUNG_COARSE_NS = 4_000_000_000
 _SECOND_NS = 1_000_000_000
-_SUM_BYTES = 16
 _FILE_BYTES_MAX = 1 << 30
 
 # Device and inode, size, mtime and ctime in nanoseconds, mode: as bytes, there are many of them.
@@ -105,9 +104,7 @@ class StatCache:
         cache = cls(generation)
         try:
             data = _read(name, directory)
-            if data[:_SUM_BYTES] != checksum(data[_SUM_BYTES:]):
-                return cache
-            stored = decode_msgpack(data[_SUM_BYTES:], _File, path=name)
+            stored = unseal(data, _File, path=name)
         except (OSError, Corrupt):
             return cache
         if stored.version != _VERSION:
@@ -201,9 +198,9 @@ class StatCache:
         """
         if self._is_stored:
             return
-        body = encode_msgpack(_File(_VERSION, self.generation, self._rows))
+        data = seal(_File(_VERSION, self.generation, self._rows))
         try:
-            disk.replace(name, checksum(body) + body, dir_fd=directory, durable=False)
+            disk.replace(name, data, dir_fd=directory, durable=False)
         except (OSError, SandboxError):
             return
 
