@@ -222,7 +222,8 @@ class _Output:
         self._hasher.update(data)
 
     def frame(self, kind: int, data: bytes) -> None:
-        packed = compress(data)
+        # No digest covers the end: a compressed one would have bits that change nothing.
+        packed = data if kind == END else compress(data)
         if len(packed) >= len(data):
             packed = data
         self.put(FRAME.pack(kind, len(data), len(packed)) + packed)
@@ -339,6 +340,8 @@ class _Input:
             raise self._corrupt(f"has a frame of type {kind} where none can be")
         if not 0 < stored <= length <= BYTES_MAX[kind]:
             raise self._corrupt("has a frame of a length that cannot be")
+        if kind == END and stored != length:
+            raise self._corrupt("has an end that is compressed")
         data = self._take(stored)
         if stored == length:
             return kind, data

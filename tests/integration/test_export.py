@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from sandboxsdk import Home, Mount, Sandbox, Task, Workspace, disk
 from sandboxsdk.codec import Hasher, encode_json, encode_msgpack
@@ -168,9 +169,16 @@ def test_every_flipped_bit_is_told(exported, other):
     whole = exported.read_bytes()
     flipped = exported.parent / "flipped"
     chance = random.Random(5)
-    for at in range(len(whole)):
+    # Every bit of the head and of the end, which the digest does not cover, and one of each byte.
+    *_, (_, _, end) = _frames(whole)
+    bits = [8 * at + chance.randrange(8) for at in range(len(whole))]
+    bits += [
+        *range(8 * HEAD.size),
+        *range(8 * (len(whole) - FRAME.size - len(end)), 8 * len(whole)),
+    ]
+    for bit in bits:
         data = bytearray(whole)
-        data[at] ^= 1 << chance.randrange(8)
+        data[bit // 8] ^= 1 << bit % 8
         flipped.write_bytes(data)
         with pytest.raises((Corrupt, Unavailable, LimitExceeded)):
             Task.import_(flipped, home=other)
@@ -237,6 +245,19 @@ def test_forged_files_are_refused(exported, other, forgery):
         with pytest.raises((Corrupt, UsageError)):
             Task.import_(forged, home=other)
     assert os.listdir(Path(other.path) / "tasks") == []
+
+
+def test_a_compressed_end_is_refused(exported, other):
+    """Its digest does not cover it, and zstd has bits that change nothing."""
+    whole = exported.read_bytes()
+    *_, (_, _, end) = _frames(whole)
+    packed = zstandard.compress(end * 3)
+    forged = exported.parent / "forged"
+    forged.write_bytes(
+        whole[: -FRAME.size - len(end)] + FRAME.pack(4, 3 * len(end), len(packed)) + packed
+    )
+    with pytest.raises(Corrupt, match="compressed"):
+        Task.import_(forged, home=other)
 
 
 def test_a_newer_format_says_to_upgrade(exported, other):
