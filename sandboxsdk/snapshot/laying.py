@@ -38,8 +38,10 @@ class Base:
         names: list[bytes] | None = None,
         encoded: list[bytes] | None = None,
     ) -> None:
-        self.directory = directory
-        self.names = [node.name for node in directory.nodes] if names is None else names
+        self.directory: Directory = directory
+        self.names: list[bytes] = (
+            [node.name for node in directory.nodes] if names is None else names
+        )
         self._encoded = encoded
 
     def find(self, name: bytes) -> Node | None:

@@ -130,9 +130,9 @@ class Weight:
     """What was seen of entries that says whether an upper can be frozen."""
 
     def __init__(self) -> None:
-        self.disk_bytes = 0
-        self.rewritten_bytes = 0
-        self.has_set_id = False
+        self.disk_bytes: int = 0
+        self.rewritten_bytes: int = 0
+        self.has_set_id: bool = False
 
     def told(self) -> dict[str, int]:
         return {"disk_bytes": self.disk_bytes, "rewritten_bytes": self.rewritten_bytes}

@@ -28,7 +28,8 @@ class Scan:
         name: str = "",
     ) -> None:
         self.captured = captured
-        self.learned, self._directory, self._name = learned, directory, name
+        self.learned: StatCache | None = learned
+        self._directory, self._name = directory, name
 
     def remember(self) -> None:
         """Write down what was learned. Only after everything that was stored is on disk: whoever
