@@ -207,7 +207,8 @@ def test_close_leaves_no_descriptor(command):
     pump.feed(b"x" * 1024 * 1024, last=True)
     pump.close()
     assert command.closed
-    assert len(os.listdir("/proc/self/fd")) == before - 3
+    # Those that other tests have left may go at any time.
+    assert len(os.listdir("/proc/self/fd")) <= before - 3
 
 
 @given(
