@@ -15,8 +15,8 @@ from typing import final
 from .laying import Base
 from .tree import Objects, read_directory
 
-# All that is remembered is some tens of megabytes at most.
-_NODES_MAX = 80_000
+# Nodes: all that is remembered is some tens of megabytes, and twice that at most.
+_WEIGHT_MAX = 80_000
 
 
 @final
@@ -35,7 +35,7 @@ class Bases:
         # What was asked for or came lately, and what did so before.
         self._recent: dict[bytes, Base] = {}
         self._former: dict[bytes, Base] = {}
-        self._recent_nodes = 0
+        self._recent_weight = 0
 
     def _here(self) -> None:
         """In a forked child, where another thread of the parent may seem to be at work: anew."""
@@ -47,16 +47,15 @@ class Bases:
         if digest in self._recent:
             return
         self._here()
-        cost = len(base.names) + 1
-        if cost > _NODES_MAX // 2:
+        if base.weight > _WEIGHT_MAX // 2:
             return
         with self._guard:
             if digest in self._recent:
                 return
-            if self._recent_nodes + cost > _NODES_MAX // 2:
-                self._former, self._recent, self._recent_nodes = self._recent, {}, 0
+            if self._recent_weight + base.weight > _WEIGHT_MAX // 2:
+                self._former, self._recent, self._recent_weight = self._recent, {}, 0
             self._recent[digest] = base
-            self._recent_nodes += cost
+            self._recent_weight += base.weight
 
     def read(self, reader: Objects, digest: bytes) -> Base:
         """Give a directory, from the reader if it is not remembered.

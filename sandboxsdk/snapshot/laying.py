@@ -20,6 +20,9 @@ from .tree import Directory, Node, Sink, one_page, write_directory
 _NAME_OF = attrgetter("name")
 # So many changes of one directory are put in one by one; each moves what lies behind it.
 _ONE_BY_ONE_MAX = 64
+# Of a directory that shares all but its changes with another, so many nodes weigh as much as one
+# of its own. The lists alone would be a twentieth; the other directory may be forgotten first.
+_SHARED_PER_NODE = 4
 
 
 @final
@@ -28,21 +31,24 @@ class Base:
 
     Attributes:
         names: what it lists, in order.
+        weight: about how many nodes' worth of memory it takes.
     """
 
-    __slots__ = ("_encoded", "directory", "names")
+    __slots__ = ("_encoded", "directory", "names", "weight")
 
     def __init__(
         self,
         directory: Directory,
         names: list[bytes] | None = None,
         encoded: list[bytes] | None = None,
+        weight: int = 0,
     ) -> None:
         self.directory: Directory = directory
         self.names: list[bytes] = (
             [node.name for node in directory.nodes] if names is None else names
         )
         self._encoded = encoded
+        self.weight: int = weight or len(self.names) + 1
 
     def find(self, name: bytes) -> Node | None:
         """Give the node of a name."""
@@ -137,4 +143,6 @@ class Laid:
                 names.insert(place, name)
                 encoded.insert(place, encode_msgpack(node))
                 listed.insert(place, node)
-        return Base(msgspec.structs.replace(own, nodes=listed), names, encoded)
+        own = msgspec.structs.replace(own, nodes=listed)
+        weight = len(names) // _SHARED_PER_NODE + len(self._changes) + 1
+        return Base(own, names, encoded, weight)

@@ -12,6 +12,7 @@ from sandboxsdk.snapshot import Merge
 from sandboxsdk.snapshot import bases as module
 from sandboxsdk.snapshot import tree as t
 from sandboxsdk.snapshot.bases import Bases
+from sandboxsdk.snapshot.laying import Base, Laid
 from tests import trees
 
 
@@ -84,7 +85,7 @@ def test_what_is_damaged_is_not_remembered():
 
 def test_it_does_not_grow_without_end(monkeypatch):
     """What was not asked for lately is forgotten; what is asked for again and again is not."""
-    monkeypatch.setattr(module, "_NODES_MAX", 40)
+    monkeypatch.setattr(module, "_WEIGHT_MAX", 40)
     sink, bases = Counting(), Bases()
     digests = [t.write_directory(sink, directory(number)) for number in range(20)]
     for digest in digests:
@@ -100,9 +101,22 @@ def test_it_does_not_grow_without_end(monkeypatch):
     assert sink.asked == 23
 
 
+def test_what_shares_its_nodes_weighs_less(monkeypatch):
+    """Of one directory, many states with one change each are remembered together."""
+    monkeypatch.setattr(module, "_WEIGHT_MAX", 400)
+    bases, base = Bases(), Base(directory(1, count=100))
+    bases.keep(b"base", base)
+    for number in range(40):
+        laid = Laid(base)
+        laid[b"1-000"] = t.Node(b"1-000", t.FIFO, mtime=number)
+        bases.keep(b"%d" % number, laid.finished(base.directory))
+        assert sum(found.weight for found in bases._recent.values()) <= 200
+        assert len(bases._recent | bases._former) >= min(number + 1, 7)
+
+
 def test_several_threads_ask_at_once(monkeypatch):
     """Whoever asks gets the directory of the digest, while others push it out."""
-    monkeypatch.setattr(module, "_NODES_MAX", 40)
+    monkeypatch.setattr(module, "_WEIGHT_MAX", 40)
     sink, bases = trees.Memory(), Bases()
     written = {t.write_directory(sink, directory(n)): directory(n).nodes for n in range(20)}
     wrong: list[bytes] = []
@@ -119,7 +133,7 @@ def test_several_threads_ask_at_once(monkeypatch):
     for thread in threads:
         thread.join()
     assert not wrong
-    assert bases._recent_nodes <= 20
+    assert bases._recent_weight <= 20
 
 
 def test_a_forked_child_does_not_wait_for_its_parents_threads():
