@@ -32,6 +32,8 @@ from .pack import Frame, OpenPack, scan
 T = TypeVar("T")
 # A store whose frames lie about their objects, one after the other, must not cost a rebuild each.
 _REBUILDS_MAX = 8
+# So often a pack is looked at whose writer commits meanwhile.
+_LOOKS_MAX = 3
 
 
 class Catalog:
@@ -323,16 +325,25 @@ class Catalog:
     def _rebuild(self) -> None:
         with translated("list", self._files.shown("packs")):
             self._sizes = self._files.pack_sizes()
+        waiting = set(self._sizes)
+        for _ in range(_LOOKS_MAX):
+            # Others commit meanwhile. What they have noted down must not get lost.
+            waiting = self._rebuild_these(waiting)
+            if not waiting:
+                return
+
+    def _rebuild_these(self, packs: set[str]) -> set[str]:
+        """Make the rows of packs anew; gives those that have changed meanwhile."""
         rows = self.index.packs()
         contents = []
-        for pack in sorted(self._sizes):
+        for pack in sorted(packs):
             with contextlib.suppress(HostFull, HostRefused, FileNotFoundError):
                 found = self._settled(pack, PACK_HEADER_BYTES)
                 if found is None and pack in rows:
                     found = self._confirmed(pack, rows[pack])
                 if found is not None:
                     contents.append((pack, *found))
-        self.index.rebuild(contents)
+        return self.index.rebuild(contents, rows)
 
     def repair(self) -> None:
         """Under a hold: make the index anew from whole frames, and forget packs that are gone."""

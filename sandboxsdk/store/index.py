@@ -310,17 +310,33 @@ class Index:
                 "DELETE FROM objects WHERE digest = ?", [(digest,) for digest in digests]
             )
 
-    def rebuild(self, contents: Iterable[tuple[str, list[Frame], int, int]]) -> None:
-        """Replace all that is known of these packs: each with its frames, its size and its end."""
+    def rebuild(
+        self, contents: Iterable[tuple[str, list[Frame], int, int]], seen: dict[str, PackRow]
+    ) -> set[str]:
+        """Replace all that is known of these packs: each with its frames, its size and its end.
+
+        Args:
+            seen: what was known of each pack before it was looked at.
+
+        Returns:
+            Those of which more is known by now: somebody has committed to them, or looked at them
+            too. They stay as they are.
+        """
         with self._guard, self._database.transaction():
             self._renew()
-            taken = list(contents)
-            # What was committed once stays so, or damage would pass for what a crash left.
-            ends = {pack: row.end for pack, row in self.packs().items()}
+            rows = self.packs()
+            taken, passed = [], set()
+            for content in contents:
+                if rows.get(content[0]) == seen.get(content[0]):
+                    taken.append(content)
+                else:
+                    passed.add(content[0])
             self._drop([(_number(pack),) for pack, *_ in taken])
             for pack, frames, size, end in taken:
                 self._insert(pack, frames, _PUT + _REPLACE + _IF_GONE)
-                self._note(pack, size, max(end, ends.get(pack, 0)))
+                # What was committed once stays so, or damage would pass for what a crash left.
+                self._note(pack, size, max(end, rows[pack].end if pack in rows else 0))
+        return passed
 
     def _drop(self, numbers: list[tuple[int]]) -> None:
         gone = "CREATE TEMP TABLE IF NOT EXISTS gone (number INTEGER PRIMARY KEY)"

@@ -11,6 +11,8 @@ import textwrap
 import time
 from pathlib import Path
 
+import pytest
+
 from sandboxsdk.store import BLOB, Store
 
 # Each line of its journal is a digest that was acknowledged before the hold ended.
@@ -141,3 +143,35 @@ def test_a_killed_writer_leaves_its_lock_to_the_next(tmp_path):
         assert len(list(Path(path, "packs").iterdir())) == 1
     finally:
         store.close()
+
+
+@pytest.mark.parametrize("commits", [1, 5])
+def test_what_is_committed_while_an_index_is_made_stays_known(tmp_path, monkeypatch, commits):
+    """Another process makes the index anew, and looks at a pack just before more is committed."""
+    path = str(tmp_path / "store")
+    first, second = Store(path), Store(path)
+    stored: set[bytes] = set()
+
+    def commit() -> None:
+        with first.writing() as writer:
+            stored.add(writer.add(BLOB, b"number %d" % len(stored)))
+            writer.commit()
+
+    try:
+        commit()
+        confirmed, left = second._catalog._confirmed, iter(range(commits))
+
+        def look(*arguments):
+            found = confirmed(*arguments)
+            if next(left, None) is not None:
+                commit()
+            return found
+
+        monkeypatch.setattr(second._catalog, "_confirmed", look)
+        assert second._catalog.rebuild(always=True)
+        assert len(stored) > 1
+        assert second.has(stored) == stored
+        assert not second.verify("content").problems
+    finally:
+        first.close()
+        second.close()
