@@ -15,7 +15,7 @@ from typing import final
 from .laying import Base
 from .tree import Objects, read_directory
 
-# Nodes: all that is remembered is some tens of megabytes, and twice that at most.
+# In nodes: some tens of megabytes. Four times that if all are forgotten that the others share with.
 _WEIGHT_MAX = 80_000
 
 
