@@ -57,6 +57,7 @@ _PROGRESS_ENTRIES = 1024  # between two calls of `progress`
 _NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 # What a name answers that is something else by now, or nothing.
 _VANISHED = (*_NO_DIRECTORY, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EINVAL)
+_OPEN_MAX = 16
 _OTHERS = {
     stat.S_IFIFO: FIFO,
     stat.S_IFSOCK: SOCKET,
@@ -106,10 +107,10 @@ class _Walk:
         self._young.see(top, b"", top.found)
         try:
             try:
-                cursor = Cursor(self._opener, root, [])
+                cursor = Cursor(self._opener, root, [], kept=_OPEN_MAX)
             except PermissionError as error:
                 self._open_up(root, top, error)
-                cursor = Cursor(self._opener, root, [])
+                cursor = Cursor(self._opener, root, [], kept=_OPEN_MAX)
             try:
                 self._descend(cursor, top)
             finally:

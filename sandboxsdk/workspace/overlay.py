@@ -109,6 +109,7 @@ class OverlayWorkspace:
         """See `OpenWorkspace.prepare`."""
         with self._opened() as task:
             os.close(open_base(task, self._base))  # Nothing is made where that is gone.
+            self._remove_scratch(task)
             return self._prepared(task, self._make_work(task))
 
     @staticmethod
@@ -121,7 +122,6 @@ class OverlayWorkspace:
         """Make all ready but the work directory, of which there is a fresh one."""
         with owned(open_base(task, self._base)) as base:
             lower = place_of(self._base_path, base)
-            self._remove_scratch(task, spare=work)
             stack = _stack(task)
             if UPPER not in os.listdir(task):
                 self._make_upper(task, stack, base)
@@ -268,7 +268,7 @@ class OverlayWorkspace:
                 self._layering.exchange(task, chain, bottom, tree, totals, root)
 
             done = self._exchanged(task, boxes, change)
-            if done:
+            if done and not boxes:
                 self._remove_scratch(task, (UNFINISHED,))
             return done
 
@@ -294,8 +294,8 @@ class OverlayWorkspace:
 
         # An interrupt between taking off and mounting would leave a box without its files.
         done = uninterrupted(lambda _: boxes[0].remounted(prepare))
-        if not done:
-            self._remove_scratch(task, (work,))
+        # Not before: nobody waits for it while the box is off its files.
+        self._remove_scratch(task, *((_SCRATCH, work) if done else ((work,), "")))
         if failed:
             raise failed[0]
         return done
@@ -381,7 +381,7 @@ class OverlayWorkspace:
             return None  # Never mounted, so nothing changed.
 
     @staticmethod
-    def _remove_scratch(task: int, kinds: tuple[str, ...] = _SCRATCH, *, spare: str = "") -> None:
+    def _remove_scratch(task: int, kinds: tuple[str, ...] = _SCRATCH, spare: str = "") -> None:
         """Remove what earlier mounts left: a volatile mount marks its work directory as used up."""
         for name in os.listdir(task):
             if name == spare or not name.startswith(kinds):
@@ -403,6 +403,7 @@ class OverlayWorkspace:
 def _removed_work(task: int, name: str) -> bool:
     """Remove what the kernel leaves of a work directory, if that is all that there is."""
     try:
+        os.unlink(f"{name}/work/incompat/volatile/dirty", dir_fd=task)
         for below in ("/work/incompat/volatile", "/work/incompat", "/work", ""):
             os.rmdir(name + below, dir_fd=task)
     except OSError:
