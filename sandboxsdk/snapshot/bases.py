@@ -15,8 +15,8 @@ from typing import final
 from .laying import Base
 from .tree import Objects, read_directory
 
-# In nodes: some tens of megabytes. Four times that if all are forgotten that the others share with.
-_WEIGHT_MAX = 80_000
+# In nodes: about 40 MB. Four times that if all are forgotten that the others share with.
+_WEIGHT_MAX = 160_000
 
 
 @final

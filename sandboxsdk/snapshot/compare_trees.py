@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sandboxsdk.codec import typed_digest
 from sandboxsdk.model import Change
@@ -20,6 +20,7 @@ from .comparison import (
     with_renames,
 )
 from .measure import Trees, check_limits
+from .pairs import differing
 from .scratch import Forgotten
 from .tree import (
     BLOCK,
@@ -71,13 +72,8 @@ def compare_trees(reader: Reader | Trees, old: bytes, new: bytes) -> list[Change
         seen += 1
         # Directories that share what is below them may have more paths than anybody could visit.
         check_limits(seen + len(changes), path.count(b"/") + 1)
-        was = _directory(trees, before)
-        now = _directory(trees, after)
-        for name in sorted(was.keys() | now.keys()):
+        for name, one, two in differing(_nodes(trees, before), _nodes(trees, after)):
             below = path + b"/" + name if path else name
-            one, two = was.get(name), now.get(name)
-            if one == two:
-                continue
             shown = os.fsdecode(below)
             first, second = _entry(trees, one), _entry(trees, two)
             same = one is None or two is None or same_content(reader, one, two)
@@ -97,10 +93,8 @@ def compare_trees(reader: Reader | Trees, old: bytes, new: bytes) -> list[Change
     return with_renames(changes, pairs)
 
 
-def _directory(trees: Trees, tree: bytes) -> dict[bytes, Node]:
-    if not tree:
-        return {}
-    return {node.name: node for node in trees.directory(tree).nodes}
+def _nodes(trees: Trees, tree: bytes) -> Sequence[Node]:
+    return trees.directory(tree).nodes if tree else ()
 
 
 def _is_directory(node: Node | None) -> bool:

@@ -7,11 +7,12 @@ by their digest and not listed; whoever carries the plan out lists them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import msgspec
 
 from .measure import NOT_MADE, Measure, Trees, check_limits, data_of, is_shared
+from .pairs import differing
 from .tree import DIRECTORY, FIFO, Directory, Node, Reader
 
 # A walk through so many differing directories is worth a look at how many there can be.
@@ -131,12 +132,12 @@ class _Planner:
                 Measure.whole(self._trees, current)
                 Measure.whole(self._trees, target)
             check_limits(0, place.depth + 1)
-            existing = self._note(place, was, wanted)
             before, after = self._trees.directory(was), self._trees.directory(wanted)
-            for old, new in _paired(before.nodes, after.nodes):
+            existing = self._note(place, wanted, before, after)
+            for name, old, new in differing(before.nodes, after.nodes):
                 if old is not None and new is not None and old.kind == new.kind == DIRECTORY:
                     if old.content != new.content:
-                        below = self._place(place, new.name)
+                        below = self._place(place, name)
                         stack.append((below, old.content, new.content))
                 else:
                     self._differ(existing, old, new)
@@ -144,8 +145,7 @@ class _Planner:
             self._compare_links(root, current, target)
         self.plan.data += self._measure.linked_data
 
-    def _note(self, place: Place, was: bytes, wanted: bytes) -> Existing:
-        before, after = self._trees.directory(was), self._trees.directory(wanted)
+    def _note(self, place: Place, wanted: bytes, before: Directory, after: Directory) -> Existing:
         attributes = before.attributes != after.attributes
         existing = Existing(
             place=place,
@@ -170,9 +170,7 @@ class _Planner:
         return self._owners(old.uid, old.gid) != self._owners(new.uid, new.gid)
 
     def _differ(self, existing: Existing, old: Node | None, new: Node | None) -> None:
-        """Note the steps for one name that may differ, and is not a directory on both sides."""
-        if old is not None and old == new:
-            return
+        """Note the steps for one name that differs, and is not a directory on both sides."""
         place = existing.place
         if new is None or old is None:
             if old is not None:
@@ -288,28 +286,11 @@ class _Planner:
             missing.append(at)
             at = at.parent
         for one in reversed(missing):
-            self._note(one, digests[one], digests[one])
+            equal = self._trees.directory(digests[one])
+            self._note(one, digests[one], equal, equal)
         return self._existing[place]
 
 
 def bare(directory: Directory) -> Directory:
     """Give a directory's own metadata, without nodes."""
     return msgspec.structs.replace(directory, nodes=())
-
-
-def _paired(
-    before: Sequence[Node], after: Sequence[Node]
-) -> Iterator[tuple[Node | None, Node | None]]:
-    """Give the nodes of two sorted lists by name."""
-    one, two = iter(before), iter(after)
-    old, new = next(one, None), next(two, None)
-    while old is not None or new is not None:
-        if new is None or (old is not None and old.name < new.name):
-            yield old, None
-            old = next(one, None)
-        elif old is None or new.name < old.name:
-            yield None, new
-            new = next(two, None)
-        else:
-            yield old, new
-            old, new = next(one, None), next(two, None)
