@@ -294,6 +294,24 @@ class History:
             Denied: something may not be read; nothing was made.
             HostFull, HostRefused: it cannot be written; nothing was made.
         """
+        made, present = self._taken(name, description, labels, progress=progress)
+        present.remember()
+        return Checkpoint(made, self, roll_back=roll_back)
+
+    def _taken(
+        self,
+        name: str | None,
+        description: str = "",
+        labels: Mapping[str, str] | None = None,
+        *,
+        progress: Progress | None,
+        freeze: bool = True,
+    ) -> tuple[CheckpointRecord, Present]:
+        """Make a checkpoint; the caller has it remembered. Raises as `take`.
+
+        Args:
+            freeze: as `present`.
+        """
         began = clock.monotonic()
         name = None if name is None else check_name(name, what="name")
         description, labels = check_description(description), check_labels(labels)
@@ -316,9 +334,8 @@ class History:
             made.append(record)
 
         with self.store.writing() as writer:
-            present = self.present(writer, points, progress=progress, noted=noted)
-        present.remember()
-        return Checkpoint(made[0], self, roll_back=roll_back)
+            present = self.present(writer, points, progress=progress, noted=noted, freeze=freeze)
+        return made[0], present
 
     def note(self, kind: str, about: msgspec.Struct) -> None:
         """Write an entry into the journal; it is on disk when this returns."""
@@ -331,6 +348,7 @@ class History:
         *,
         progress: Progress | None = None,
         noted: Callable[[Present], object] = lambda _: None,
+        freeze: bool = True,
     ) -> Present:
         """Store what the files are now and what they began with, and say of the latter in the
         journal if nothing did. What this gives is in no journal yet, so it is kept only by the
@@ -338,6 +356,7 @@ class History:
 
         Args:
             noted: called when all of it is on disk.
+            freeze: where nothing runs, what a view holds becomes a layer.
 
         Raises:
             Denied, HostFull, HostRefused: as `take`.
@@ -358,6 +377,7 @@ class History:
             boxes=self._boxes,
             progress=progress,
             noted=settled,
+            freeze=freeze,
         )
 
     def check_settled(self, points: Points) -> None:
@@ -404,25 +424,32 @@ class History:
         else:
             target = self.find(wanted, points)
             reached = target.id
-        saved: Checkpoint | None = None
+        saved: str | None = None
+        left: Present | None = None
         if save is not None:
             named = f"before restoring {target.name or target.id}"[:200]
             try:
-                saved = self.take(named, labels=save, progress=progress)
+                # What is left becomes a layer when it is exchanged for others.
+                made, left = self._taken(named, labels=save, progress=progress, freeze=False)
+                saved = made.id
             except SandboxError:
                 if not rollback:
                     raise
         plan = Restoring(
             tree=target.tree,
             checkpoint=reached,
-            saved=None if saved is None else saved.id,
+            saved=saved,
             uid=target.record.uid,
             foreign=target.task != self.task,
         )
         kept = _is_kept(target)
         stats = target.stats
         totals = Totals(stats.files, stats.bytes)
-        return self._restore(plan, place, began, current=saved, totals=totals, kept=kept)
+        try:
+            return self._restore(plan, place, began, left=left, totals=totals, kept=kept)
+        finally:
+            if left is not None:
+                left.remember()
 
     @_alone
     def finish(self, place: Place, *, only_placed: bool = False) -> RestoreReport | None:
@@ -433,7 +460,7 @@ class History:
         plan = points.restoring
         if plan is None or (only_placed and not points.placed):
             return None
-        return self._restore(plan, place, clock.monotonic(), current=None)
+        return self._restore(plan, place, clock.monotonic())
 
     def _restore(
         self,
@@ -441,11 +468,10 @@ class History:
         place: Place,
         began: float,
         *,
-        current: Checkpoint | None,
+        left: Present | None = None,
         totals: Totals | None = None,
         kept: bool = True,
     ) -> RestoreReport:
-
         workspace = self._workspace()
         # A private view is not on disk before its next checkpoint, whatever the journal says.
         sync = not workspace.layered
@@ -463,7 +489,7 @@ class History:
                     plan,
                     place,
                     points=self.points(),
-                    current=None if current is None else current.tree,
+                    left=left,
                     totals=totals,
                     kept=kept,
                     begun=begun,

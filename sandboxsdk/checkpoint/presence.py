@@ -38,6 +38,7 @@ class Present:
         added: int,
         uid: int,
         paused: float,
+        above: Scan | None = None,
     ) -> None:
         self.base: Beginning = base
         self.captured: Captured = captured
@@ -46,6 +47,29 @@ class Present:
         self.added: int = added
         self.paused: float = paused
         self._scans = scans
+        # What can be made a layer.
+        self._above = above
+
+    @property
+    def above(self) -> Captured | None:
+        """What the view holds and could be made a layer, if it still is there."""
+        return None if self._above is None else self._above.captured
+
+    def freeze(self, workspace: OpenWorkspace, store: Store, boxes: Sequence[Mounted]) -> None:
+        """Have what was captured made a layer, once it is on disk and noted, while nothing has
+        written since. That it could not be is no failure.
+        """
+        if self._above is not None:
+            with suppress(SandboxError):
+                base = bytes.fromhex(self.base.tree)
+                if workspace.freeze(self.captured, base, store, boxes):
+                    self.let_go()
+
+    def let_go(self) -> None:
+        """Forget the walk through what does not lie above any layers any more."""
+        if self._above is not None:
+            self._scans.remove(self._above)
+            self._above = None
 
     def remember(self) -> None:
         """Write down what was learned, once the journal says what is in the store."""
@@ -63,12 +87,12 @@ def look(
     boxes: Callable[[], Sequence[Mounted]],
     progress: Progress | None,
     noted: Callable[[Present], object],
+    freeze: bool,
 ) -> Present:
     """Store what the files of a task are now, and what they began with if that is not there yet.
 
-    Where nothing runs, what the view holds becomes a layer, once it is on disk and noted.
-
     Args:
+        freeze: where nothing runs, what the view holds becomes a layer.
         still: makes everything stand still for a block, in which the files are read; gives the
             boxes that have them mounted.
         boxes: gives those without making them stand still.
@@ -82,7 +106,9 @@ def look(
             scans.append(begun)
             base = beginning_of(begun.captured)
 
-    def settled(captured: Captured, uid: int, paused: float = 0.0) -> Present:
+    def settled(
+        captured: Captured, uid: int, paused: float = 0.0, above: Scan | None = None
+    ) -> Present:
         added = writer.commit()
         present = Present(
             # What a directory held before its first checkpoint, nobody kept.
@@ -93,6 +119,7 @@ def look(
             added=added,
             uid=uid,
             paused=paused,
+            above=above,
         )
         noted(present)
         return present
@@ -113,9 +140,11 @@ def look(
             # It has stood still long enough.
             standing.close()
             paused = clock.monotonic() - began
-        present = settled(scan.captured, os.geteuid(), paused)
-        if busy or base is None or not _frozen(workspace, present, store, stopped):
-            scans.append(scan)
+        scans.append(scan)
+        above = None if busy or base is None else scan
+        present = settled(scan.captured, os.geteuid(), paused, above)
+        if freeze:
+            present.freeze(workspace, store, stopped)
     return present
 
 
@@ -137,13 +166,3 @@ def _looked_ahead(
             scan = workspace.capture(writer, store, merge, progress, mapped=True, before=scan)
         return scan
     return None
-
-
-def _frozen(
-    workspace: OpenWorkspace, present: Present, store: Store, boxes: Sequence[Mounted]
-) -> bool:
-    """Have what was captured made a layer. That it could not be is no failure: all is on disk."""
-    base = bytes.fromhex(present.base.tree)
-    with suppress(SandboxError):
-        return workspace.freeze(present.captured, base, store, boxes)
-    return False

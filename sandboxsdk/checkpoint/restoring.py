@@ -24,6 +24,7 @@ from sandboxsdk.workspace import Mounted, OpenWorkspace
 
 from .bottom import bottom_of, totals_between
 from .checkpoint import owners_of
+from .presence import Present
 
 Owners = Callable[[int, int], tuple[int, int]]
 
@@ -50,7 +51,7 @@ def restore_files(
     place: Place,
     *,
     points: Points,
-    current: str | None,
+    left: Present | None,
     totals: Totals | None,
     kept: bool,
     begun: Callable[[], None],
@@ -59,7 +60,7 @@ def restore_files(
 
     Args:
         points: what the journal says.
-        current: tree of what is there, if that is known.
+        left: what is there, if that was just stored, and nothing has written since.
         totals: of the tree that is wanted, if they are known.
         kept: all of it is certainly in the store. Else it is read, and what is missing is noticed,
             whatever layers show.
@@ -76,14 +77,15 @@ def restore_files(
             place,
             points=points,
             owners=owners,
+            left=left,
             totals=totals,
             kept=kept,
             begun=begun,
         )
-    if current is None:
+    if left is None:
         present = workspace.capture(scratch, store, None, None, unlock=True).captured.tree
     else:
-        present = bytes.fromhex(current)
+        present = left.captured.tree
     return _restore_in_place(workspace, scratch, present, target, place, owners, begun)
 
 
@@ -117,6 +119,7 @@ def _restore_layered(
     *,
     points: Points,
     owners: Owners | None,
+    left: Present | None,
     totals: Totals | None,
     kept: bool,
     begun: Callable[[], None],
@@ -132,24 +135,35 @@ def _restore_layered(
     # something else too.
     stands_on = workspace.bottom() or bytes.fromhex(base.tree)
     as_before = bottom.tree == stands_on
-    shown = rebased(scratch, stands_on, workspace.layered_tree() or stands_on, bottom.tree)
-    merge = Merge(reader=scratch, tree=shown, totals=bottom.totals, bases=BASES)
-    captured = workspace.capture(scratch, store, merge, None, layers=False).captured
-    if as_before and captured.tree == target:
+    above = left.above if left is not None and as_before else None
+    if above is None:
+        if left is not None:
+            left.freeze(workspace, store, place.boxes)
+        shown = rebased(scratch, stands_on, workspace.layered_tree() or stands_on, bottom.tree)
+        merge = Merge(reader=scratch, tree=shown, totals=bottom.totals, bases=BASES)
+        captured = workspace.capture(scratch, store, merge, None, layers=False).captured
+    else:
+        captured = above
+    current, equal = captured.tree, as_before and captured.tree == target
+    kept = kept and not captured.left_out
+    if kept and not equal:
+        trees = Trees(scratch, BASES)
+        foretold = plan(trees, current, target, owners=owners)
+        totals = totals or totals_between(trees, bottom.tree, bottom.totals, target)
+        if workspace.switch(target, totals, bottom.tree, store, place.boxes, begun, above=above):
+            if left is not None:
+                left.let_go()
+            return _told(foretold)
+    if left is not None:
+        left.freeze(workspace, store, place.boxes)
+    if equal:
         begun()
         return Restored()
-    current = captured.tree
-    if not captured.left_out and kept:
-        trees = Trees(scratch, BASES)
-        foretold = plan(trees, captured.tree, target, owners=owners)
-        totals = totals or totals_between(trees, bottom.tree, bottom.totals, target)
-        if workspace.switch(target, totals, bottom.tree, store, place.boxes, begun):
-            return _told(foretold)
-        if not as_before:
-            # From an empty view of it, all that differs is known. First see that all is there.
-            plan(Trees(scratch), bottom.tree, target, owners=owners)
-            if workspace.switch(bottom.tree, bottom.totals, bottom.tree, store, place.boxes, begun):
-                current = bottom.tree
+    if kept and not as_before:
+        # From an empty view of it, all that differs is known. First see that all is there.
+        plan(Trees(scratch), bottom.tree, target, owners=owners)
+        if workspace.switch(bottom.tree, bottom.totals, bottom.tree, store, place.boxes, begun):
+            current = bottom.tree
     if owners is not None:
         owners = place.owners
     return _restore_in_place(workspace, scratch, current, target, place, owners, begun)

@@ -79,9 +79,11 @@ class _Unlayered:
         store: Store,
         boxes: Sequence[Mounted],
         begun: Callable[[], None],
+        *,
+        above: Captured | None = None,
     ) -> bool:
         """See `OpenWorkspace.switch`: never."""
-        del tree, totals, bottom, store, boxes, begun
+        del tree, totals, bottom, store, boxes, begun, above
         return False
 
 

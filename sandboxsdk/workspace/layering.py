@@ -202,12 +202,15 @@ class Layering:
         tree: bytes,
         totals: Totals,
         root: Directory,
+        above: Captured | None = None,
     ) -> None:
         """Lay an empty upper over layers that show `tree`; what the upper held is given up.
 
         Args:
             bottom: digest of what lies below the layers.
             root: the root directory of the tree.
+            above: what the upper holds, captured as it is: it is kept as a layer that nobody lies
+                on, if it can be one.
         """
         try:
             before = read_stack(task)
@@ -215,10 +218,15 @@ class Layering:
             before = Stack()
         stack = self._following(before, tree, totals, tuple(layers))
         stack = msgspec.structs.replace(stack, bottom=bottom)
+        below = before.tree or bottom
+        left = f"{UNFINISHED}{new_id()}"
+        if above is not None and self.can_freeze(task, above, below):
+            kept = self._layers.begin(below, above.tree, span=1, disk_bytes=above.disk_bytes)
+            left = self._place_of(kept)
         fresh = make_upper(task, stack, root)
         write_stack(task, stack)
         with contextlib.suppress(FileNotFoundError):
-            disk.rename(UPPER, f"{UNFINISHED}{new_id()}", old_dir=task, new_dir=task)
+            disk.rename(UPPER, left, old_dir=task, new_dir=task)
         place_upper(task, fresh)
         self._settle(task)
 

@@ -252,6 +252,8 @@ class OverlayWorkspace:
         store: Store,
         boxes: Sequence[Mounted],
         begun: Callable[[], None],
+        *,
+        above: Captured | None = None,
     ) -> bool:
         """See `OpenWorkspace.switch`."""
         with self._opened() as task, self._layers.held() as held:
@@ -265,7 +267,7 @@ class OverlayWorkspace:
             begun()
 
             def change() -> None:
-                self._layering.exchange(task, chain, bottom, tree, totals, root)
+                self._layering.exchange(task, chain, bottom, tree, totals, root, above)
 
             done = self._exchanged(task, boxes, change)
             if done and not boxes:

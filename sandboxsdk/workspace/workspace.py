@@ -102,14 +102,18 @@ class OpenWorkspace(Protocol):
         store: Store,
         boxes: Sequence[Mounted],
         begun: Callable[[], None],
+        *,
+        above: Captured | None = None,
     ) -> bool:
         """Show a tree by laying the view over the layers that make it; what it held is given up.
 
         False, and nothing is done, if there are no such layers, or a box uses the files.
 
         Args:
-            bottom: digest of what lies at the bottom now.
+            bottom: digest of what lies at the bottom now, and if `above` is given did before.
             begun: called before anything is changed.
+            above: what the view holds, on disk and in a journal: it is kept as a layer, if it can
+                be one.
         """
         ...
 

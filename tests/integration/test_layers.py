@@ -50,6 +50,28 @@ def test_a_checkpoint_leaves_a_layer_and_an_empty_upper(work: Path, home: Home) 
         assert shown(box) == before
 
 
+def test_what_a_restore_replaces_is_a_layer(work: Path, home: Home) -> None:
+    """What is saved by a restore can be gone back to without writing a file, and no other upper is
+    left of it.
+    """
+    task = Task.create("t", workspace=work, home=home)
+    with Sandbox(task) as box:
+        first = box.checkpoint()
+        box.exec("echo 1 > a; rm -r d; ln -s a l", check=True)
+        before = shown(box)
+        saved = box.restore(first).saved
+        assert saved is not None
+        assert lying_on(home) == [0]
+        assert shown(box) != before
+        assert {name for name in os.listdir(task.directory) if name.startswith("upper")} == {
+            "upper"
+        }
+        box.restore(saved)
+        assert lying_on(home) == [1]
+        assert os.listdir(Path(task.directory, "upper")) == []
+        assert shown(box) == before
+
+
 def test_layers_are_few_after_many_checkpoints(work: Path, home: Home) -> None:
     """They are merged as they come, and every point can be gone back to."""
     task = Task.create("t", workspace=work, home=home)
