@@ -3,6 +3,10 @@
 A file whose inode, size, times and mode are what they were when it was read has the content that it
 had then: nobody can set an inode's change time. Only a change in the very moment of reading could
 go unseen, so a file that had changed shortly before the walk began is not remembered.
+
+So it is with directories. One that is as it was lists the names that it listed then; where nothing
+but remembered files and directories were in it, and those files are as they were, it has the tree
+that it had then, as far as what lies below it has.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from sandboxsdk import clock, disk
 from sandboxsdk.codec import seal, unseal
 from sandboxsdk.errors import Corrupt, SandboxError
 
-from .tree import FILE, MTIME_MAX, MTIME_MIN, Attributes, Node
+from .tree import FILE, MTIME_MAX, MTIME_MIN, SYMLINK, Attributes, Node
 
 # The kernel stamps files with a clock that ticks every 1 to 10 ms; file systems that store whole
 # seconds, or two, are told by stamps without a fraction.
@@ -37,9 +41,30 @@ Recall = Callable[[bytes, os.stat_result], Node | None]
 class _Row(msgspec.Struct, array_like=True, frozen=True, gc=False):
     stamp: Stamp
     kind: int
+    uid: int
+    gid: int
     size: int
     content: bytes
     attributes: Attributes
+
+
+class Seen(msgspec.Struct, array_like=True, frozen=True):
+    """A directory in which there was nothing but remembered files and directories.
+
+    Attributes:
+        stamp: of the directory.
+        digest: of its tree.
+        inner: names of the directories in it that were gone into.
+        files, size: what is in it, without what lies below it.
+        newest: the latest time of a file in it.
+    """
+
+    stamp: Stamp
+    digest: bytes
+    inner: tuple[bytes, ...]
+    files: int
+    size: int
+    newest: int
 
 
 class _File(msgspec.Struct, array_like=True, frozen=True):
@@ -47,9 +72,11 @@ class _File(msgspec.Struct, array_like=True, frozen=True):
     generation: str
     # By the path of their directory, and by name.
     rows: dict[bytes, dict[bytes, _Row]]
+    seen: dict[bytes, Seen]
 
 
-_VERSION = 2
+_VERSION = 3
+_NO_ROWS: dict[bytes, _Row] = {}
 
 
 def stamp_of(found: os.stat_result) -> Stamp:
@@ -81,6 +108,7 @@ class StatCache:
         self.generation = generation
         self._began = clock.now_ns()
         self._rows: dict[bytes, dict[bytes, _Row]] = {}
+        self._seen: dict[bytes, Seen] = {}
         # Whether some file is not remembered because it had just changed.
         self.has_young: bool = False
         # Whether a file says the same.
@@ -109,41 +137,45 @@ class StatCache:
             return cache
         if stored.version != _VERSION:
             return cache
-        cache._rows = stored.rows
+        cache._rows, cache._seen = stored.rows, stored.seen
         cache._is_stored = stored.generation == generation
         if stored.generation != generation:
             cache._forget_missing(has)
         return cache
 
     def find(self, directory: bytes, name: bytes, found: os.stat_result) -> Node | None:
-        """Give the node of a file that is as it was; None if it must be read."""
+        """Give the node of a file or link that is as it was; None if it must be read."""
         row = self._rows.get(directory, {}).get(name)
-        if row is None or row.stamp != stamp_of(found):
-            return None
-        return Node(
-            name,
-            row.kind,
-            found.st_mode & 0o7777,
-            found.st_mtime_ns,
-            found.st_uid,
-            found.st_gid,
-            row.size,
-            row.content,
-            0,
-            row.attributes,
-        )
+        return None if row is None or row.stamp != stamp_of(found) else _node(name, row)
 
     def note(self, directory: bytes, node: Node, found: os.stat_result) -> None:
-        """Remember a file as it was read, unless it changed too shortly before this walk."""
-        if not MTIME_MIN <= found.st_mtime_ns <= MTIME_MAX:
+        """Remember a file or link as it was read, unless it changed shortly before this walk."""
+        stamp = stamp_of(found)
+        if not MTIME_MIN <= found.st_mtime_ns <= MTIME_MAX or len(stamp) != _STAMP.size:
             return  # No number of the file can say it.
-        newest = max(found.st_ctime_ns, found.st_mtime_ns)
-        coarse = found.st_ctime_ns % _SECOND_NS == 0
-        if newest >= self._began - (_YOUNG_COARSE_NS if coarse else _YOUNG_NS):
+        if self._is_young(found):
             self.has_young = True
             return
-        row = _Row(stamp_of(found), node.kind, node.size, node.content, node.attributes)
+        row = _Row(
+            stamp,
+            node.kind,
+            node.uid,
+            node.gid,
+            node.size,
+            node.content,
+            node.attributes,
+        )
         self._rows.setdefault(directory, {})[node.name] = row
+
+    def _is_young(self, found: os.stat_result) -> bool:
+        coarse = found.st_ctime_ns % _SECOND_NS == 0
+        old = self._began - (_YOUNG_COARSE_NS if coarse else _YOUNG_NS)
+        return max(found.st_ctime_ns, found.st_mtime_ns) >= old
+
+    def _old(self, since: int | None) -> int:
+        """Give up to when no file is young, whatever its times are made of, nor after `since`."""
+        old = self._began - _YOUNG_COARSE_NS - 1
+        return old if since is None else min(old, since)
 
     def recalling(self, directory: bytes, learned: StatCache, since: int | None) -> Recall | None:
         """Give what tells the files of one directory; None if nothing of it is known.
@@ -157,10 +189,7 @@ class StatCache:
             return None
         row_of = rows.get
         carried: dict[bytes, _Row] = learned._rows.setdefault(directory, {})
-        # Up to this no file is young, whatever its times are made of.
-        old = learned._began - _YOUNG_COARSE_NS - 1
-        if since is not None:
-            old = min(old, since)
+        old = learned._old(since)
 
         def recall(name: bytes, found: os.stat_result) -> Node | None:
             row = row_of(name)
@@ -170,26 +199,95 @@ class StatCache:
             if mtime > old or found.st_ctime_ns > old:
                 return None
             carried[name] = row
-            return Node(
-                name,
-                row.kind,
-                found.st_mode & 0o7777,
-                mtime,
-                found.st_uid,
-                found.st_gid,
-                row.size,
-                row.content,
-                0,
-                row.attributes,
-            )
+            return _node(name, row)
 
         return recall
+
+    # --- Directories as a whole -------------------------------------------------------------------
+
+    def unchanged(
+        self,
+        path: bytes,
+        directory: int,
+        found: os.stat_result,
+        learned: StatCache,
+        since: int | None,
+    ) -> Seen | None:
+        """Give what is remembered of a directory, if that and each file in it are as they were, and
+        older than `since`; what lies below it is not looked at.
+
+        Args:
+            directory: its descriptor.
+            found: what it is.
+            learned: the cache of this walk.
+        """
+        seen = self._seen.get(path)
+        if seen is None or seen.stamp != stamp_of(found):
+            return None
+        if max(seen.newest, found.st_ctime_ns, found.st_mtime_ns) > learned._old(since):
+            return None
+        stat, pack = os.stat, _STAMP.pack
+        try:
+            for name, row in self._rows.get(path, _NO_ROWS).items():
+                it = stat(name, dir_fd=directory, follow_symlinks=False)
+                stamp = pack(
+                    it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns, it.st_ctime_ns, it.st_mode
+                )
+                if stamp != row.stamp or it.st_nlink != 1:
+                    return None
+        except (OSError, struct.error):
+            return None
+        return seen
+
+    def nodes(self, path: bytes) -> dict[bytes, Node]:
+        """Give the files of a directory that is `unchanged`."""
+        return {name: _node(name, row) for name, row in self._rows.get(path, _NO_ROWS).items()}
+
+    def digest(self, path: bytes) -> bytes:
+        """Give the tree that a directory had; empty if that is not remembered."""
+        seen = self._seen.get(path)
+        return b"" if seen is None else seen.digest
+
+    def carry(self, path: bytes, known: StatCache, digest: bytes) -> None:
+        """Remember a directory that was `unchanged` in another cache, and the tree that it has."""
+        seen = known._seen[path]
+        self._seen[path] = (
+            seen if digest == seen.digest else msgspec.structs.replace(seen, digest=digest)
+        )
+        if path in known._rows:
+            self._rows[path] = known._rows[path]
+
+    def see(
+        self,
+        path: bytes,
+        found: os.stat_result,
+        digest: bytes,
+        inner: tuple[bytes, ...],
+        others: int,
+    ) -> None:
+        """Remember a directory, if it has not just changed and all of `others`, the entries in it
+        that are no directories, are remembered files.
+        """
+        rows = self._rows.get(path, _NO_ROWS)
+        if len(rows) != others or self._is_young(found):
+            return
+        files, size, newest = 0, 0, 0
+        for row in rows.values():
+            _, _, _, mtime, ctime, _ = _STAMP.unpack(row.stamp)
+            files, size = files + (row.kind != SYMLINK), size + row.size
+            newest = max(newest, mtime, ctime)
+        self._seen[path] = Seen(stamp_of(found), digest, inner, files, size, newest)
+
+    # --- As a file --------------------------------------------------------------------------------
 
     def compare(self, known: StatCache) -> None:
         """At the end of a walk: find out whether it knows anything else than the one before."""
         self._rows = {path: rows for path, rows in self._rows.items() if rows}
         self._is_stored = (
-            known._is_stored and known.generation == self.generation and known._rows == self._rows
+            known._is_stored
+            and known.generation == self.generation
+            and known._rows == self._rows
+            and known._seen == self._seen
         )
 
     def save(self, name: str, directory: int) -> None:
@@ -198,14 +296,17 @@ class StatCache:
         """
         if self._is_stored:
             return
-        data = seal(_File(_VERSION, self.generation, self._rows))
+        data = seal(_File(_VERSION, self.generation, self._rows, self._seen))
         try:
             disk.replace(name, data, dir_fd=directory, durable=False)
         except (OSError, SandboxError):
             return
 
     def _forget_missing(self, has: Callable[[Iterable[bytes]], set[bytes]]) -> None:
-        """Drop what garbage collection may have taken: of a large file the list says too little."""
+        """Drop what garbage collection may have taken: of a large file the list says too little,
+        and of a directory its digest.
+        """
+        self._seen = {}
         wanted = {
             row.content
             for rows in self._rows.values()
@@ -217,8 +318,25 @@ class StatCache:
             self._rows[path] = {
                 name: row
                 for name, row in rows.items()
-                if row.kind == FILE and (not row.content or row.content in there)
+                if row.kind == SYMLINK
+                or (row.kind == FILE and (not row.content or row.content in there))
             }
+
+
+def _node(name: bytes, row: _Row) -> Node:
+    _, _, _, mtime, _, mode = _STAMP.unpack(row.stamp)
+    return Node(
+        name,
+        row.kind,
+        mode & 0o7777,
+        mtime,
+        row.uid,
+        row.gid,
+        row.size,
+        row.content,
+        0,
+        row.attributes,
+    )
 
 
 def _read(name: str, directory: int) -> bytes:

@@ -15,7 +15,6 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import final
 
 import msgspec
@@ -34,7 +33,8 @@ from .measure import check_limits
 from .moved import Younger
 from .refusal import mounted, refused, too_much, unsteady
 from .rules import Captured, Rules
-from .steady import plain_node, read_file, set_all_bits
+from .steady import plain_node, read_file
+from .storing import number_links, store_levels
 from .totals import Totals
 from .tree import (
     BLOCK,
@@ -48,6 +48,7 @@ from .tree import (
     Node,
     Sink,
 )
+from .unlocking import Unlocking
 
 _RACES_MAX = 8
 # As `os.fsencode`, whose other questions cost more than its answer.
@@ -81,8 +82,9 @@ def capture(sink: Sink, root: int, known: StatCache, learned: StatCache, rules: 
     walk = _Walk(sink, known, learned, rules)
     with translated("cannot read", rules.shown or "the workspace"):
         walk.run(root)
+        captured = walk.store()
         learned.compare(known)
-        return walk.store()
+        return captured
 
 
 @final
@@ -97,7 +99,7 @@ class _Walk:
         self._totals = rules.merge.totals if rules.merge else Totals()
         self._entries = 0
         self._skipped, self._changed, self._mounts = Listing(), Listing(), Listing()
-        self._unlocked: list[Level] = []
+        self._unlocking = Unlocking(allowed=rules.unlock)
         self._left_out, self._weight = False, Weight()
         self._young = Younger(rules.since)
 
@@ -116,7 +118,7 @@ class _Walk:
             finally:
                 cursor.close()
         finally:
-            self._lock_again(root, top)
+            self._unlocking.lock_again(root, top)
 
     def _descend(self, cursor: Cursor, top: Level) -> None:
         base = self._rules.merge.tree if self._rules.merge else b""
@@ -127,50 +129,25 @@ class _Walk:
                 step = next(waiting, None)
                 if step is None:
                     stack.pop()
-                    self._leave(cursor, level)
+                    if level is not top:
+                        self._unlocking.leave(cursor, level)
                 elif self._enter(cursor, level, step[0]):
                     check_limits(self._entries, len(stack) + 1)
                     inner = Level(step[0], level, os.fstat(cursor.fd))
+                    if level.seen is not None:
+                        # Nobody has looked at it in the directory above.
+                        self._young.see(level, step[0], inner.found)
                     stack.append((inner, self._look(cursor, inner, step[1])))
         finally:
-            # After an error: what was opened up is closed again, as far as it is still there.
-            with suppress(OSError, IndexError):
-                while self._unlocked and self._unlocked[-1] is not top:
-                    while not os.path.samestat(os.fstat(cursor.fd), self._unlocked[-1].found):
-                        cursor.leave()
-                    self._lock_again(cursor.fd, self._unlocked[-1])
-
-    def _leave(self, cursor: Cursor, level: Level) -> None:
-        """Go back to the directory above; the root has none."""
-        if level.above is None:
-            return
-        if not self._unlocked or self._unlocked[-1] is not level:
-            cursor.leave()
-            return
-        # The way back leads through the directory, so it is closed after that.
-        fd = os.dup(cursor.fd)
-        try:
-            cursor.leave()
-        finally:
-            self._lock_again(fd, level)
-            os.close(fd)
+            self._unlocking.lock_all(cursor, top)
 
     def store(self) -> Captured:
         """Store the levels from the deepest up; gives the root's digest."""
-        linked = False
-        for number, names in self._links.found(lambda level, name: level.nodes.get(name)):
-            linked = True
-            for level, name in names:
-                level.nodes[name] = msgspec.structs.replace(level.nodes[name], link=number)
-        digest = b""
+        linked = number_links(self._links)
         deepest = max(level.depth for level in self._levels)
-        for level in reversed(self._levels):
-            base = level.finished()
-            digest = base.store(self._sink)
-            if self._rules.overlay:
-                BASES.keep(digest, base)
-            if level.above is not None:
-                level.above.nodes[level.name] = Node(level.name, DIRECTORY, content=digest)
+        remember = None if self._rules.merge is not None else self._learned
+        keep = BASES if self._rules.overlay else None
+        digest = store_levels(self._sink, self._levels, self._known, remember, keep)
         listings = (self._skipped, self._changed, self._mounts)
         skipped, changed, mounts = (listing.told() for listing in listings)
         return Captured(
@@ -197,6 +174,8 @@ class _Walk:
             level: takes what it lists.
             base: digest of the directory it is laid over; empty is none.
         """
+        if self._is_unchanged(cursor, level):
+            return iter([(plain, b"") for plain in level.inner or ()])
         reader = self._open_directory(cursor, level)
         try:
             marked = read_attributes(reader, overlay=self._rules.overlay)
@@ -212,9 +191,26 @@ class _Walk:
             raise refused(self._shown(level.path), error) from error
         finally:
             os.close(reader)
+        level.inner = tuple(inner)
         self._levels.append(level)
         self._tell()
         return iter([(plain, _tree_in(below, plain)) for plain in inner])
+
+    def _is_unchanged(self, cursor: Cursor, level: Level) -> bool:
+        """Take a directory as it is remembered, if it and the files in it are as they were."""
+        if self._rules.merge is not None or level.is_far:
+            return False
+        seen = self._known.unchanged(
+            level.path, cursor.fd, level.found, self._learned, self._rules.since
+        )
+        if seen is None:
+            return False
+        level.seen, level.inner = seen, seen.inner
+        self._totals += Totals(seen.files, seen.size)
+        self._entries += seen.files + len(seen.inner)
+        self._levels.append(level)
+        self._tell()
+        return True
 
     def _list(self, level: Level, reader: int) -> dict[bytes, None]:
         """Take what a directory lists; gives the directories in it."""
@@ -248,8 +244,9 @@ class _Walk:
                     self._weight.add(found, again=plain in nodes)
                     self._drop(level, plain)
                     nodes[plain] = node
-                    files += 1
+                    files += node.kind != SYMLINK
                     size += node.size
+                    level.others += 1
                 elif self._take(level, reader, plain, found):
                     inner[plain] = None
         self._totals += Totals(files, size)
@@ -279,6 +276,7 @@ class _Walk:
             try:
                 cursor.enter(name)
             except OSError as error:
+                level.moved = True
                 if error.errno == errno.EXDEV:
                     self._pass_mount(level, cursor.fd, name, error)
                     return False
@@ -303,18 +301,8 @@ class _Walk:
             return open_readable(cursor.fd)
 
     def _open_up(self, fd: int, level: Level, error: PermissionError) -> None:
-        """Give us all rights to a directory of ours until `_lock_again`, where that is allowed."""
-        known = self._unlocked and self._unlocked[-1] is level
-        if known or not self._rules.unlock or level.found.st_uid != os.geteuid():
+        if not self._unlocking.open_up(fd, level):
             raise refused(self._shown(level.path), error) from error
-        self._unlocked.append(level)
-        set_all_bits(fd, stat.S_IMODE(level.found.st_mode) | stat.S_IRWXU)
-
-    def _lock_again(self, fd: int, level: Level) -> None:
-        if self._unlocked and self._unlocked[-1] is level:
-            self._unlocked.pop()
-            with suppress(OSError):
-                set_all_bits(fd, stat.S_IMODE(level.found.st_mode))
 
     # --- Entries ----------------------------------------------------------------------------------
 
@@ -334,6 +322,7 @@ class _Walk:
                 if old is not None and old.kind != DIRECTORY:
                     self._drop(level, name)
                 return True
+            level.others += 1
             self._drop(level, name)
             if self._rules.overlay and kind == stat.S_IFCHR and found.st_rdev == 0:
                 return False
@@ -386,6 +375,8 @@ class _Walk:
             if stamp_of(again) != stamp_of(found):
                 raise OSError(errno.ESTALE, "is another link by now")
             node = plain_node(name, SYMLINK, found, target)
+            if not level.is_far:
+                self._learned.note(level.path, node, found)
         elif kind in _OTHERS:
             node = plain_node(name, _OTHERS[kind], found)
             if node.kind != FIFO:

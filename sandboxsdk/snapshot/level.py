@@ -9,6 +9,7 @@ from typing import final
 
 from sandboxsdk.errors import LimitExceeded
 
+from .cache import Seen
 from .laying import Base, Laid
 from .steady import mtime_of
 from .tree import LEVELS_MAX, Attributes, Directory, Node
@@ -54,6 +55,10 @@ class Level:
         depth: levels above it.
         marked: files in it may stand for names that are not there.
         is_far: it is too deep to be remembered by its path.
+        inner: names of the directories to go into; None as long as it was not listed.
+        others: how many other entries there are that no rule excludes.
+        seen: what is remembered of it, if all but what lies below it is as it was.
+        moved: what lies below it is not.
     """
 
     __slots__ = (
@@ -62,10 +67,14 @@ class Level:
         "attributes",
         "depth",
         "found",
+        "inner",
         "is_far",
         "marked",
+        "moved",
         "name",
         "nodes",
+        "others",
+        "seen",
     )
 
     def __init__(self, name: bytes, above: Level | None, found: os.stat_result) -> None:
@@ -80,6 +89,10 @@ class Level:
         path = b"" if far or above is None else above.below(name)
         self.is_far: bool = far or len(path) > _PATH_BYTES_MAX
         self._path: bytes = b"" if self.is_far else path
+        self.inner: tuple[bytes, ...] | None = None
+        self.others: int = 0
+        self.seen: Seen | None = None
+        self.moved: bool = False
 
     @property
     def path(self) -> bytes:
