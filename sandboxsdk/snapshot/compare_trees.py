@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from sandboxsdk.codec import typed_digest
 from sandboxsdk.model import Change
-from sandboxsdk.store import BLOB
+from sandboxsdk.store import BLOB, OBJECT_BYTES_MAX
 
 from .comparison import (
     Content,
@@ -126,23 +126,44 @@ def same_content(reader: Objects, one: Node, two: Node) -> bool:
     if one.kind == two.kind == FILE:
         return False
     try:
-        first, second = _Bytes(reader, one), _Bytes(reader, two)
-        left = one.size
-        while left:
-            length = min(first.left, second.left)
-            if not first.equals(second, length):
-                return False
-            first.skip(length)
-            second.skip(length)
-            left -= length
+        return _equal_bytes(_Bytes(reader, one), _Bytes(reader, two), one.size)
     except Forgotten:
-        # Of what is there now the contents were not kept, and its parts are others.
-        return False
+        # Of what is there now the contents were not kept, but the digests of all parts.
+        return _consists_of(reader, one, two) or _consists_of(reader, two, one)
+
+
+def _equal_bytes(first: _Bytes, second: _Bytes, left: int) -> bool:
+    while left:
+        length = min(first.left, second.left)
+        if not first.equals(second, length):
+            return False
+        first.skip(length)
+        second.skip(length)
+        left -= length
     return True
 
 
+def _consists_of(reader: Objects, node: Node, other: Node) -> bool:
+    """Tell whether a file whose content was kept has the parts of one whose content may not be."""
+    content = _Bytes(reader, node)
+    try:
+        return all(content.begins_with(part) for part in _parts(reader, other))
+    except Forgotten:
+        return False
+
+
+def _parts(reader: Objects, node: Node) -> list[Part]:
+    whole = [Part(node.size, node.content)]
+    return whole if node.kind == FILE else read_parts(reader, node)
+
+
 def _digest(part: Part) -> bytes:
-    return part.content or typed_digest(BLOB, bytes(part.length))
+    return part.content or typed_digest(BLOB, _zeros(part.length))
+
+
+def _zeros(length: int) -> bytes:
+    """Give what a hole has, to compare it with a blob: none is larger, whatever a list says."""
+    return bytes(min(length, OBJECT_BYTES_MAX + 1))
 
 
 class _Bytes:
@@ -150,8 +171,7 @@ class _Bytes:
 
     def __init__(self, reader: Objects, node: Node) -> None:
         self._reader = reader
-        whole = [Part(node.size, node.content)]
-        self._parts: Iterator[Part] = iter(whole if node.kind == FILE else read_parts(reader, node))
+        self._parts: Iterator[Part] = iter(_parts(reader, node))
         self._part = next(self._parts)
         self._data: bytes | None = None
         self._position = 0
@@ -170,6 +190,21 @@ class _Bytes:
             return _digest(one) == _digest(two)
         return self._next(length) == other._next(length)
 
+    def begins_with(self, part: Part) -> bool:
+        """Tell whether a part of another file comes next, by its digest, and go behind it."""
+        if part.content and part.length > OBJECT_BYTES_MAX:
+            return False
+        pieces, left = [], part.length
+        while left:
+            length = min(self.left, left)
+            if part.content:
+                pieces.append(self._next(length))
+            elif self._part.content and any(self._next(length)):
+                return False
+            self.skip(length)
+            left -= length
+        return not part.content or typed_digest(BLOB, b"".join(pieces)) == part.content
+
     def skip(self, length: int) -> None:
         self._position += length
         if self.left == 0:
@@ -178,7 +213,7 @@ class _Bytes:
 
     def _next(self, length: int) -> bytes:
         if not self._part.content:
-            return bytes(length)
+            return _zeros(length)
         if self._data is None:
             self._data = self._reader.read(BLOB, self._part.content)
         return self._data[self._position : self._position + length]

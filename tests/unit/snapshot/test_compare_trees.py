@@ -9,6 +9,7 @@ import pytest
 from sandboxsdk.errors import Corrupt, LimitExceeded
 from sandboxsdk.snapshot import compare_trees, measure
 from sandboxsdk.snapshot import tree as t
+from sandboxsdk.snapshot.scratch import Scratch
 from sandboxsdk.store import BLOB, TREE
 from tests import trees
 
@@ -138,6 +139,43 @@ def test_equal_bytes_are_equal_however_they_are_cut(sink, seed):
         for right in changed:
             assert told(sink, {b"f": left}, {b"f": right}) == ["modified f"]
             assert told(sink, {b"f": right}, {b"f": left}) == ["modified f"]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_equal_bytes_are_equal_where_one_side_was_only_looked_at(sink, seed):
+    """A file whose contents nobody kept is compared with one in the store by digests: copied up, it
+    may have holes elsewhere.
+    """
+    chance = random.Random(seed)
+    data = b"".join(chance.choice([bytes(chance.randint(1, 60)), b"text"]) for _ in range(8)) + b"."
+    stored = {
+        "whole": trees.tree(sink, {b"f": trees.file(sink, b"f", data)}),
+        "parts": trees.tree(sink, {b"f": trees.sparse(sink, b"f", pieces(data, seed))}),
+    }
+    for content, wanted in ((data, []), (data[:-1] + b"!", ["modified"])):
+        for number in range(3):
+            scratch = Scratch(sink)
+            file = trees.sparse(scratch, b"f", pieces(content, seed + 7 * number))
+            if number == 2:
+                file = trees.file(scratch, b"f", content)
+            present = trees.tree(scratch, {b"f": file})
+            for name, known in stored.items():
+                for ends in ((known, present), (present, known)):
+                    found = [change.kind for change in compare_trees(scratch, *ends)]
+                    assert found == wanted, (name, number)
+
+
+@pytest.mark.parametrize("present", [[2**60 - 1, b"yy"], [2**60, b"y"], [2**59, 2**59, b"y"]])
+def test_a_part_that_claims_more_than_a_blob_can_hold_takes_no_memory(sink, present):
+    """A list of a stranger beside large holes is a difference, whether these were kept or not."""
+    blob = sink.add(BLOB, b"x")
+    content = t.write_parts(sink, [t.Part(2**60, blob), t.Part(1, blob)])
+    lying = t.Node(b"f", t.PARTS, 0o644, 10**18 + 7, size=2**60 + 1, content=content)
+    old = trees.tree(sink, {b"f": lying})
+    for target in (sink, Scratch(sink)):
+        new = trees.tree(target, {b"f": trees.sparse(target, b"f", present)})
+        (change,) = compare_trees(target, old, new)
+        assert change.kind == "modified"
 
 
 def test_a_blob_that_is_shorter_than_its_part_is_no_equal_file(sink):
