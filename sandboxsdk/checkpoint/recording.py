@@ -43,7 +43,11 @@ def beginning_of(captured: Captured) -> Beginning:
     """Give what a workspace began with, as the journal holds it."""
     totals = captured.totals
     return Beginning(
-        tree=captured.tree.hex(), files=totals.files, bytes=totals.bytes, moved=captured.moved
+        tree=captured.tree.hex(),
+        files=totals.files,
+        bytes=totals.bytes,
+        moved=captured.moved,
+        excluded=tuple(map(os.fsdecode, captured.excluded)),
     )
 
 

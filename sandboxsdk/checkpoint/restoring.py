@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -20,7 +22,7 @@ from sandboxsdk.snapshot import (
     restore_in_place,
 )
 from sandboxsdk.store import Store
-from sandboxsdk.workspace import Mounted, OpenWorkspace
+from sandboxsdk.workspace import Excluded, Mounted, OpenWorkspace
 
 from .bottom import bottom_of, totals_between
 from .checkpoint import owners_of
@@ -145,12 +147,13 @@ def _restore_layered(
     else:
         captured = above
     current, equal = captured.tree, as_before and captured.tree == target
-    kept = kept and not captured.left_out
+    below = tuple(map(os.fsencode, base.excluded))
+    switch = partial(workspace.switch, excluded=Excluded(captured.excluded, below))
     if kept and not equal:
         trees = Trees(scratch, BASES)
         foretold = plan(trees, current, target, owners=owners)
         totals = totals or totals_between(trees, bottom.tree, bottom.totals, target)
-        if workspace.switch(target, totals, bottom.tree, store, place.boxes, begun, above=above):
+        if switch(target, totals, bottom.tree, store, place.boxes, begun, above=above):
             if left is not None:
                 left.let_go()
             return _told(foretold)
@@ -162,7 +165,7 @@ def _restore_layered(
     if kept and not as_before:
         # From an empty view of it, all that differs is known. First see that all is there.
         plan(Trees(scratch), bottom.tree, target, owners=owners)
-        if workspace.switch(bottom.tree, bottom.totals, bottom.tree, store, place.boxes, begun):
+        if switch(bottom.tree, bottom.totals, bottom.tree, store, place.boxes, begun):
             current = bottom.tree
     if owners is not None:
         owners = place.owners

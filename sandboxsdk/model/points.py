@@ -82,6 +82,7 @@ class Beginning(msgspec.Struct, frozen=True, kw_only=True):
         moved: what the user changed after the task was made and before this was captured.
         bottom: of a fork, what the directory had by then, as far as the task that it was made of
             had changed it; empty is the same tree.
+        excluded: topmost paths in it that checkpoints leave out; of very many only some.
     """
 
     tree: str
@@ -89,6 +90,7 @@ class Beginning(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0
     moved: MovedSince = MovedSince()
     bottom: str = ""
+    excluded: tuple[str, ...] = ()
 
 
 class Restoring(msgspec.Struct, frozen=True, kw_only=True):

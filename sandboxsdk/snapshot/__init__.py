@@ -23,6 +23,7 @@ from .comparison import (
     with_renames,
 )
 from .exclude import excluding
+from .left_out import is_whiteout
 from .measure import Trees
 from .merge_trees import Merged, merge_trees
 from .moved import Moved
@@ -31,7 +32,7 @@ from .plan import Plan, plan
 from .reach import damaged_paths, needed_by, reachable
 from .rebasing import rebased
 from .restore import Restored, restore_in_place, restore_to, uninterrupted
-from .rules import Captured, Exclude, Merge, Progress, Rules
+from .rules import EXCLUDED_MAX, Captured, Exclude, Merge, Progress, Rules
 from .scratch import Scratch
 from .totals import Totals, totals_after, totals_of
 from .tree import (
@@ -60,6 +61,7 @@ __all__ = [
     "BLOCK",
     "CHARACTER",
     "DIRECTORY",
+    "EXCLUDED_MAX",
     "FIFO",
     "FILE",
     "PARTS",
@@ -95,6 +97,7 @@ __all__ = [
     "damaged_paths",
     "excluding",
     "is_leftover",
+    "is_whiteout",
     "make_change",
     "merge_trees",
     "name_victims",

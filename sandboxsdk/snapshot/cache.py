@@ -266,7 +266,7 @@ class StatCache:
         others: int,
     ) -> None:
         """Remember a directory, if it has not just changed and all of `others`, the entries in it
-        that are no directories, are remembered files.
+        beside `inner`, are remembered files.
         """
         rows = self._rows.get(path, _NO_ROWS)
         if len(rows) != others or self._is_young(found):

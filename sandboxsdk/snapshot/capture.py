@@ -27,6 +27,7 @@ from .attributes import read_attributes
 from .bases import BASES
 from .cache import Stamp, StatCache, stamp_of
 from .laying import Base, Laid
+from .left_out import LeftOut, is_whiteout
 from .level import Level, Listing, Weight, open_readable
 from .links import LinkGroups
 from .measure import check_limits
@@ -100,7 +101,7 @@ class _Walk:
         self._entries = 0
         self._skipped, self._changed, self._mounts = Listing(), Listing(), Listing()
         self._unlocking = Unlocking(allowed=rules.unlock)
-        self._left_out, self._weight = False, Weight()
+        self._left_out, self._weight = LeftOut(rules), Weight()
         self._young = Younger(rules.since)
 
     def run(self, root: int) -> None:
@@ -148,6 +149,7 @@ class _Walk:
         remember = None if self._rules.merge is not None else self._learned
         keep = BASES if self._rules.overlay else None
         digest = store_levels(self._sink, self._levels, self._known, remember, keep)
+        excluded = self._left_out.told()
         listings = (self._skipped, self._changed, self._mounts)
         skipped, changed, mounts = (listing.told() for listing in listings)
         return Captured(
@@ -159,8 +161,10 @@ class _Walk:
             moved=self._young.told(),
             whole=deepest <= _DEPTH_MAX
             and not (linked or skipped or changed or mounts)
-            and not (self._left_out or self._weight.has_set_id),
-            left_out=self._left_out,
+            # Another name of a file may be among what was not looked at.
+            and not (excluded and self._links.is_needed)
+            and not self._weight.has_set_id,
+            excluded=excluded,
             **(self._weight.told() if self._rules.merge else {}),
         )
 
@@ -310,10 +314,8 @@ class _Walk:
         """Put one entry into its level; True says that it is a directory, to be gone into."""
         for _ in range(_RACES_MAX):
             kind = stat.S_IFMT(found.st_mode)
-            if self._rules.exclude is not None and self._rules.exclude(
-                level.below(name), kind == stat.S_IFDIR
-            ):
-                self._left_out = True
+            if self._left_out.takes(level, name, found):
+                level.others += 1
                 return False
             self._young.see(level, name, found)
             self._weight.add(found, again=name in level.nodes)
@@ -324,7 +326,7 @@ class _Walk:
                 return True
             level.others += 1
             self._drop(level, name)
-            if self._rules.overlay and kind == stat.S_IFCHR and found.st_rdev == 0:
+            if self._rules.overlay and is_whiteout(found):
                 return False
             try:
                 node = self._node(level, parent, name, found)

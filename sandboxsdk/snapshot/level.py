@@ -56,7 +56,7 @@ class Level:
         marked: files in it may stand for names that are not there.
         is_far: it is too deep to be remembered by its path.
         inner: names of the directories to go into; None as long as it was not listed.
-        others: how many other entries there are that no rule excludes.
+        others: how many other entries there are, those that a rule excludes among them.
         seen: what is remembered of it, if all but what lies below it is as it was.
         moved: what lies below it is not.
     """

@@ -36,6 +36,11 @@ class LinkGroups(Generic[P]):
         # Each name once, although a directory that changes may list it twice.
         self._groups: dict[tuple[int, int], dict[tuple[P, bytes], None]] = {}
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether anything that was seen has several names, wherever they are."""
+        return bool(self._groups)
+
     def add(self, place: P, name: bytes, found: os.stat_result) -> None:
         """Note a name of an inode that has several."""
         self._groups.setdefault((found.st_dev, found.st_ino), {})[place, name] = None

@@ -16,6 +16,9 @@ from .tree import Objects, read_directory
 Exclude = Callable[[bytes, bool], bool]
 Progress = Callable[[int, int], None]
 
+EXCLUDED_MAX = 1_000
+"""So many excluded paths are told, and one more says that there are more."""
+
 
 class Merge(msgspec.Struct, frozen=True):
     """What an upper is laid over: a tree, and where to read it.
@@ -53,10 +56,11 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
         changed: files that changed each time they were read.
         mounts: directories and files that something else is mounted on; recorded empty.
         moved: what is younger than the rules' `since`.
-        whole: the tree says all of what is there, as it stood still: nothing was left out or kept
-            changing, nothing was skipped, no file has several names, nothing set-id bits, and no
-            directory is very deep.
-        left_out: something that the rules exclude is there.
+        whole: the tree says all of what is there but for `excluded`, as it stood still: nothing
+            kept changing, nothing was skipped, no file has several names (or other names among what
+            is excluded), nothing set-id bits, and no directory is very deep.
+        excluded: topmost paths that the rules leave out, of an upper also what hides one; at most
+            `EXCLUDED_MAX` and one more.
         disk_bytes: what an upper takes on disk.
         rewritten_bytes: of that, files of 1 MiB and more that were there before.
     """
@@ -68,7 +72,7 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
     mounts: tuple[str, ...] = ()
     moved: MovedSince = MovedSince()
     whole: bool = True
-    left_out: bool = False
+    excluded: tuple[bytes, ...] = ()
     disk_bytes: int = 0
     rewritten_bytes: int = 0
 

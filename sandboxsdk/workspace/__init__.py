@@ -10,6 +10,7 @@ changed, not what exists.
 """
 
 from .direct import CopiedWorkspace, DirectWorkspace
+from .fitting import Excluded
 from .noting import note_base_names, read_noted_names
 from .overlay import Mounted, OverlayWorkspace
 from .scan import Scan
@@ -20,6 +21,7 @@ from .workspace import OpenWorkspace, open_workspace
 __all__ = [
     "CopiedWorkspace",
     "DirectWorkspace",
+    "Excluded",
     "Mounted",
     "OpenWorkspace",
     "OverlayWorkspace",

@@ -28,6 +28,7 @@ from sandboxsdk.snapshot import (
 from sandboxsdk.store import Store
 
 from .copying import BaseContent
+from .fitting import NOTHING_EXCLUDED, Excluded
 from .layering import Standing
 from .overlay import Mounted
 from .place import open_base, open_pinned, place_of, shown
@@ -80,10 +81,11 @@ class _Unlayered:
         boxes: Sequence[Mounted],
         begun: Callable[[], None],
         *,
+        excluded: Excluded = NOTHING_EXCLUDED,
         above: Captured | None = None,
     ) -> bool:
         """See `OpenWorkspace.switch`: never."""
-        del tree, totals, bottom, store, boxes, begun, above
+        del tree, totals, bottom, store, boxes, begun, excluded, above
         return False
 
 

@@ -56,7 +56,9 @@ class Unequal(Exception):
     """The layers do not hold what the trees say."""
 
 
-def flatten(trees: Trees, below: bytes, above: bytes, layers: Sequence[int], target: int) -> int:
+def flatten(
+    trees: Trees, below: bytes, above: bytes, layers: Sequence[int], target: int, *, hide: bool
+) -> int:
     """Fill an empty directory with the one layer that makes a tree of another; gives the bytes that
     it takes on disk.
 
@@ -65,12 +67,13 @@ def flatten(trees: Trees, below: bytes, above: bytes, layers: Sequence[int], tar
         below, above: digests of what the layers lie over, and of what they show then.
         layers: descriptors of the layers, the top one first.
         target: descriptor of the directory; what an error leaves in it is the caller's to remove.
+        hide: there may be more below them than the trees say: what they hide stays hidden.
 
     Raises:
         Unequal: the layers do not hold what the trees say.
         OSError: the host refused something.
     """
-    return _Flattening(trees, layers, target).run(below, above)
+    return _Flattening(trees, layers, target, hide=hide).run(below, above)
 
 
 class _Visit(NamedTuple):
@@ -89,8 +92,9 @@ class _Visit(NamedTuple):
 
 @final
 class _Flattening:
-    def __init__(self, trees: Trees, layers: Sequence[int], target: int) -> None:
+    def __init__(self, trees: Trees, layers: Sequence[int], target: int, *, hide: bool) -> None:
         self._trees, self._layers, self._target = trees, layers, target
+        self._hide = hide
         self._opener = Opener(with_openat2=has_openat2())
         self._blocks = 0
 
@@ -121,7 +125,7 @@ class _Flattening:
             with owned(self._opener.directory(self._target, visit.parts)) as place:
                 for node in directory.nodes:
                     was = old.pop(node.name, None)
-                    if was == node:
+                    if was == node and not self._may_hide(node, opened):
                         continue
                     if node.kind == DIRECTORY:
                         inner.append(self._begin(visit, node, was, opened, place))
@@ -134,27 +138,36 @@ class _Flattening:
                 os.close(descriptor)
         return inner
 
-    @staticmethod
+    def _may_hide(self, node: Node, layers: Sequence[int]) -> bool:
+        """Tell whether a directory that is as it was may hide what no tree says."""
+        return (
+            self._hide
+            and node.kind == DIRECTORY
+            and any(_is_there(node.name, layer) for layer in layers)
+        )
+
     def _begin(
-        visit: _Visit, node: Node, was: Node | None, opened: list[int], place: int
+        self, visit: _Visit, node: Node, was: Node | None, opened: list[int], place: int
     ) -> _Visit:
         """Make a directory, and find out which layers have it."""
         disk.make_directory(node.name, 0o700, dir_fd=place)
         having: list[int] = []
+        hidden = False
         for number, layer in zip(visit.layers, opened, strict=True):
             try:
                 found = os.open(node.name, _DIRECTORY, dir_fd=layer)
             except OSError as error:
                 if error.errno not in _MISSING:
                     raise
-                if _is_there(node.name, layer):
-                    break  # Something else, which hides what lies below.
+                # Something else, which hides what lies below.
+                if hidden := _is_there(node.name, layer):
+                    break
                 continue
             with owned(found):
                 having.append(number)
-                if read_attributes(found, overlay=True).opaque == b"y":
+                if hidden := read_attributes(found, overlay=True).opaque == b"y":
                     break
-        merged = was is not None and was.kind == DIRECTORY
+        merged = was is not None and was.kind == DIRECTORY and not (hidden and self._hide)
         if was is not None and not merged:
             with owned(os.open(node.name, _DIRECTORY, dir_fd=place)) as made:
                 disk.set_attribute(made, "user.overlay.opaque", b"y")

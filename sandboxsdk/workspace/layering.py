@@ -32,10 +32,12 @@ from sandboxsdk.layers import (
     unmark_upper,
     write_stack,
 )
-from sandboxsdk.snapshot import BASES, Captured, Directory, Totals, Trees
+from sandboxsdk.snapshot import BASES, Captured, Totals, Trees
 from sandboxsdk.store import Store
 
+from .carrying import CARRIED, are_movable, bring_back, carried, grouped, throw_away
 from .checking import agrees
+from .fitting import Excluded, Wanted, fit
 from .flattening import Unequal, flatten, run_to_merge
 from .scan import CACHE
 from .upper import (
@@ -58,10 +60,11 @@ Standing = Literal["ready", "lost", "torn"]
 
 @final
 class Layering:
-    """The stack of the task in `directory`."""
+    """The stack of the task in `directory`; `excluding` says that trees leave something out."""
 
-    def __init__(self, directory: str, layers: Layers) -> None:
+    def __init__(self, directory: str, layers: Layers, *, excluding: bool) -> None:
         self._directory = directory
+        self._excluding = excluding
         self._layers = layers
 
     def standing(self, task: int, store: Store, *, stacks: bool) -> Standing:
@@ -74,6 +77,7 @@ class Layering:
             stack = read_stack(task)
         except Torn:
             return "torn"
+        self._finish_carrying(task, stack)
         upper = f"{self._directory}/{UPPER}"
         if os.path.isdir(upper):
             if not belongs(upper, stack):
@@ -112,14 +116,30 @@ class Layering:
         """Give a layer its files, if whoever froze it was killed just before."""
         if not stack.layers or self._layers.about(stack.layers[0], empty=True) is None:
             return
-        if not belongs(upper, msgspec.structs.replace(stack, previous=stack.id)):
+        if not _is_made_for(upper, stack):
             disk.rename(UPPER, self._place_of(stack.layers[0]), old_dir=task)
+
+    def _finish_carrying(self, task: int, stack: Stack) -> None:
+        """End what a kill has interrupted: the stack says whether the former upper still counts."""
+        fresh, upper = f"{self._directory}/{CARRIED}", f"{self._directory}/{UPPER}"
+        if not os.path.isdir(fresh):
+            return
+        there = os.path.isdir(upper)
+        if there and not _is_made_for(fresh, stack):
+            bring_back(task)
+            return
+        if there:
+            self._finish_freeze(task, stack, upper)
+        if os.path.isdir(upper):
+            throw_away(task, UPPER)
+        place_upper(task, CARRIED)
 
     def _place_of(self, layer: str) -> str:
         return f"{self._layers.path}/{layer}/{FILES}"
 
     def forget(self, task: int) -> None:
         """Have the upper lie over the base itself; whoever calls puts the files into place."""
+        self._finish_carrying(task, Stack())
         upper = f"{self._directory}/{UPPER}"
         with contextlib.suppress(FileNotFoundError), opened_up(upper):
             unmark_upper(upper)
@@ -138,6 +158,10 @@ class Layering:
         fits = fits and captured.rewritten_bytes <= REWRITTEN_BYTES_MAX
         if not captured.whole or not fits or captured.tree == below:
             return False
+        if captured.excluded:
+            with owned(_opened(f"{self._directory}/{UPPER}")) as upper:
+                if not are_movable(upper, captured.excluded):
+                    return False
         try:
             return len(read_stack(task).layers) < LAYERS_MAX
         except Torn:
@@ -155,9 +179,10 @@ class Layering:
         stack = msgspec.structs.replace(stack, disk_bytes=size)
         # What may fail comes first: after this there is only renaming.
         fresh = make_upper(task, stack, root)
-        write_stack(task, stack)
+        with carried(task, fresh, grouped(captured.excluded), lambda _: None) as made:
+            write_stack(task, stack)
         disk.rename(UPPER, self._place_of(name), old_dir=task)
-        place_upper(task, fresh)
+        place_upper(task, made)
         self._settle(task)
 
     def _merged(self, layers: tuple[str, ...], above: bytes, trees: Trees) -> tuple[str, ...]:
@@ -186,13 +211,44 @@ class Layering:
             ]
             disk.make_directory(unfinished)
             with owned(_opened(unfinished)) as target:
-                size = flatten(trees, below, above, sources, target)
+                size = flatten(trees, below, above, sources, target, hide=self._excluding)
             span = sum(about.span for about in abouts)
             name = self._layers.begin(below, above, span=span, disk_bytes=size)
             disk.rename(unfinished, self._place_of(name))
         return name
 
     # --- Exchanging -------------------------------------------------------------------------------
+
+    def can_keep(
+        self,
+        task: int,
+        excluded: Excluded,
+        base: int,
+        layers: Sequence[str],
+        tree: bytes,
+        store: Store,
+    ) -> bool:
+        """Tell whether excluded paths stay what they are when the upper is exchanged.
+
+        Args:
+            base: descriptor of what lies at the bottom.
+            layers, tree: as for `exchange`.
+        """
+        if not any(excluded):
+            return True
+        with contextlib.ExitStack() as opened:
+
+            def below(names: Sequence[str]) -> list[int]:
+                return [opened.enter_context(owned(_opened(self._place_of(n)))) for n in names]
+
+            try:
+                upper = opened.enter_context(owned(_opened(f"{self._directory}/{UPPER}")))
+                now, then = [upper, *below(read_stack(task).layers)], below(layers)
+                return are_movable(upper, excluded.above) and fit(
+                    upper, excluded, base, Wanted(store, tree), now=now, then=then
+                )
+            except (OSError, SandboxError, Torn):
+                return False
 
     def exchange(
         self,
@@ -201,14 +257,17 @@ class Layering:
         bottom: bytes,
         tree: bytes,
         totals: Totals,
-        root: Directory,
-        above: Captured | None = None,
+        *,
+        excluded: Sequence[bytes],
+        above: Captured | None,
+        store: Store,
     ) -> None:
-        """Lay an empty upper over layers that show `tree`; what the upper held is given up.
+        """Lay an upper that holds excluded paths alone over layers that show `tree`; what else the
+        upper held is given up.
 
         Args:
             bottom: digest of what lies below the layers.
-            root: the root directory of the tree.
+            excluded: what it holds of them, which `can_keep` has looked at.
             above: what the upper holds, captured as it is: it is kept as a layer that nobody lies
                 on, if it can be one.
         """
@@ -218,17 +277,21 @@ class Layering:
             before = Stack()
         stack = self._following(before, tree, totals, tuple(layers))
         stack = msgspec.structs.replace(stack, bottom=bottom)
-        below = before.tree or bottom
-        left = f"{UNFINISHED}{new_id()}"
-        if above is not None and self.can_freeze(task, above, below):
-            kept = self._layers.begin(below, above.tree, span=1, disk_bytes=above.disk_bytes)
-            left = self._place_of(kept)
-        fresh = make_upper(task, stack, root)
-        write_stack(task, stack)
+        left = self._left(task, above, before.tree or bottom)
+        fresh = make_upper(task, stack, BASES.read(store, tree).directory)
+        with carried(task, fresh, grouped(excluded), Wanted(store, tree)) as made:
+            write_stack(task, stack)
         with contextlib.suppress(FileNotFoundError):
             disk.rename(UPPER, left, old_dir=task, new_dir=task)
-        place_upper(task, fresh)
+        place_upper(task, made)
         self._settle(task)
+
+    def _left(self, task: int, above: Captured | None, below: bytes) -> str:
+        """Say where an upper goes that is exchanged: it becomes a layer, or is removed."""
+        if above is None or not self.can_freeze(task, above, below):
+            return f"{UNFINISHED}{new_id()}"
+        name = self._layers.begin(below, above.tree, span=1, disk_bytes=above.disk_bytes)
+        return self._place_of(name)
 
     def _settle(self, task: int) -> None:
         """Forget what is told of the upper that was."""
@@ -260,6 +323,11 @@ class Layering:
                 return None
             found.append(about)
         return found
+
+
+def _is_made_for(upper: str, stack: Stack) -> bool:
+    """Tell whether an upper was made for this stack, and not for the one before."""
+    return belongs(upper, msgspec.structs.replace(stack, previous=stack.id))
 
 
 def _opened(path: str) -> int:

@@ -14,7 +14,6 @@ from sandboxsdk.ids import new_id
 from sandboxsdk.layers import FILES, NOTHING, Layers, Stack, Torn, read_stack
 from sandboxsdk.model import Change, View, Workspace
 from sandboxsdk.snapshot import (
-    BASES,
     Captured,
     Exclude,
     Merge,
@@ -29,6 +28,7 @@ from sandboxsdk.store import Store
 from sandboxsdk.units import format_size
 
 from .difference import difference
+from .fitting import NOTHING_EXCLUDED, Excluded
 from .layer import Layer
 from .layering import FREEZE_BYTES_MAX, Layering, Standing
 from .place import EMPTY, open_base, place_of, shown
@@ -71,6 +71,7 @@ class OverlayWorkspace:
     It takes these names in the task's directory:
 
         upper/        what the view holds beyond what lies below it, in overlay's own format
+        carried/      for a moment, the upper that is about to take the place of the other one
         stack         what lies below it: frozen layers of the home, and the tree that they show
         work-ID/      the kernel's scratch directory of one mount; the next mount gets another one
         empty/        the base, where the workspace began with nothing
@@ -100,7 +101,7 @@ class OverlayWorkspace:
         self._scans = scans
         self._cache = base_cache(workspace)
         self._layers = layers
-        self._layering = Layering(directory, self._layers)
+        self._layering = Layering(directory, self._layers, excluding=self._exclude is not None)
 
     def begin(self, store: Store, tree: bytes) -> None:
         """See `OpenWorkspace.begin`: nothing, the base itself lies below the view."""
@@ -253,6 +254,7 @@ class OverlayWorkspace:
         boxes: Sequence[Mounted],
         begun: Callable[[], None],
         *,
+        excluded: Excluded = NOTHING_EXCLUDED,
         above: Captured | None = None,
     ) -> bool:
         """See `OpenWorkspace.switch`."""
@@ -262,12 +264,23 @@ class OverlayWorkspace:
                 chain = self._layers.chain(bottom, tree)
             if chain is None:
                 return False
-            root = BASES.read(store, tree).directory
+            with owned(open_base(task, self._base)) as base:
+                if not self._layering.can_keep(task, excluded, base, chain, tree, store):
+                    return False
             # Here and not while the box is off its files: whoever calls holds locks of this thread.
             begun()
 
             def change() -> None:
-                self._layering.exchange(task, chain, bottom, tree, totals, root, above)
+                self._layering.exchange(
+                    task,
+                    chain,
+                    bottom,
+                    tree,
+                    totals,
+                    excluded=excluded.above,
+                    above=above,
+                    store=store,
+                )
 
             done = self._exchanged(task, boxes, change)
             if done and not boxes:
@@ -334,8 +347,8 @@ class OverlayWorkspace:
         limit = format_size(FREEZE_BYTES_MAX)
         layered = f"checkpoints lay changes below the view as layers, up to {limit} at once"
         kept = (
-            "more than that, files of several names, sockets and excluded paths stay above: each"
-            " checkpoint looks through them, and a restore writes them back"
+            "more than that, files of several names, sockets and over 1,000 excluded paths stay"
+            " above: each checkpoint looks through them, and a restore writes them back"
         )
         told = [layered, kept]
         if self._base is not None:

@@ -12,6 +12,7 @@ from sandboxsdk.snapshot import Captured, Exclude, Merge, Progress, Sink, Totals
 from sandboxsdk.store import Store
 
 from .direct import CopiedWorkspace, DirectWorkspace
+from .fitting import NOTHING_EXCLUDED, Excluded
 from .layering import Standing
 from .overlay import Mounted, OverlayWorkspace
 from .scan import Scan
@@ -103,15 +104,18 @@ class OpenWorkspace(Protocol):
         boxes: Sequence[Mounted],
         begun: Callable[[], None],
         *,
+        excluded: Excluded = NOTHING_EXCLUDED,
         above: Captured | None = None,
     ) -> bool:
         """Show a tree by laying the view over the layers that make it; what it held is given up.
 
-        False, and nothing is done, if there are no such layers, or a box uses the files.
+        False, and nothing is done, if there are no such layers, a box uses the files, or what is
+        excluded would not stay what it is.
 
         Args:
             bottom: digest of what lies at the bottom now, and if `above` is given did before.
             begun: called before anything is changed.
+            excluded: what there is of it, as it was captured.
             above: what the view holds, on disk and in a journal: it is kept as a layer, if it can
                 be one.
         """

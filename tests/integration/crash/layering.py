@@ -13,29 +13,41 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from sandboxsdk import Home, Sandbox, Task, disk
+from sandboxsdk import Home, Sandbox, Task, Workspace, disk
 from sandboxsdk.checkpoint import Place
 from sandboxsdk.errors import SandboxError
 
 from .stage import clear
 
+# With the times of the directories that they lie in.
+EXCLUDED = (
+    "find . -path '*.log' -o -path '*/cache*' | sort | while read f; do echo $f;"
+    " stat -c %y $(dirname $f); test -d $f || cat $f; done"
+)
 _NOWHERE = Place(mounted=-1)
 _KILLED = 9
 
 
 class Stage:
-    """A home with one task, which lies on some layers."""
+    """A home with one task, which lies on some layers.
 
-    def __init__(self, place: Path) -> None:
+    Args:
+        excluding: the task leaves paths out, and has some in each edit.
+    """
+
+    def __init__(self, place: Path, *, excluding: bool) -> None:
         self.home, self.base, self._saved = place / "home", place / "base", place / "saved"
         self.task = ""
+        self._excluding = excluding
 
     def build(self, freezes: int) -> None:
-        (self.base / "d").mkdir(parents=True)
-        for name in ("a", "b", "d/x", "d/y"):
+        (self.base / "d" / "cache").mkdir(parents=True)
+        for name in ("a", "b", "d/x", "d/y", "d/old.log", "d/cache/of-base"):
             (self.base / name).write_text(f"{name} of the base\n")
         home = Home(self.home)
-        task = Task.create("layers", workspace=str(self.base), home=home)
+        exclude = ["*.log", "cache/"] if self._excluding else []
+        workspace = Workspace.private(self.base, exclude=exclude)
+        task = Task.create("layers", workspace=workspace, home=home)
         self.task = task.id
         task.workspace().prepare()
         with task.attach():
@@ -56,6 +68,13 @@ class Stage:
         if number != 1 or gone.name == "x":
             gone.unlink(missing_ok=True)
             disk.make_whiteout(str(gone))
+        if self._excluding:
+            for name in ("top.log", "d/cache/inner", "d/new.log", f"made{number}/x.log"):
+                (upper / name).parent.mkdir(exist_ok=True)
+                with (upper / name).open("a") as file:
+                    file.write(f"{number}\n")
+            if not os.path.lexists(upper / "d" / "old.log"):
+                disk.make_whiteout(str(upper / "d" / "old.log"))
 
     def reset(self) -> None:
         clear(self.home)
@@ -67,7 +86,8 @@ class Stage:
     def shown(self) -> str:
         """Digest what the view shows now, as the next box would find it."""
         with Sandbox(self.opened()) as box:
-            return box.checkpoint("looked").tree
+            excluded = box.exec(EXCLUDED, check=True).stdout if self._excluding else ""
+            return box.checkpoint("looked").tree + excluded
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -96,12 +116,13 @@ OPERATIONS: dict[str, tuple[Callable[[Task], None], int]] = {
     "restore": (restore, 3),
     "drop": (drop, 3),
 }
+LEAVING_OUT = "leaving paths out"
 
 
-def main(name: str, place: str) -> None:
+def main(name: str, place: str, leaving_out: str = "") -> None:
     """Kill an operation before each call in turn; say what was seen."""
     operation, freezes = OPERATIONS[name]
-    stage = Stage(Path(place))
+    stage = Stage(Path(place), excluding=leaving_out == LEAVING_OUT)
     stage.build(freezes)
     before = _in_child(stage.shown)
     stage.reset()
