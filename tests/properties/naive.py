@@ -1,14 +1,14 @@
-"""Files as a dict, edits of it, and the program that makes the same edits in a box and looks there.
+"""Files as a dict, and edits of it.
 
 The dict is the naive truth: an entry per path, one and the same entry for all names of a hard link.
-Every change of it is also noted down as a step for the program, with the times that the kernel
-would set by itself: so modes, contents and times of files and directories are all known exactly.
+Every change of it is also noted down as a step for `taking`, with the times that the kernel would
+set by itself: so modes, contents and times of files and directories are all known exactly.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import os
 import stat
 import zlib
@@ -22,93 +22,19 @@ FILE, DIRECTORY, SYMLINK, FIFO = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.
 Seen = dict[str, list[Any]]
 Told = tuple[str, str, int | None, int | None, int, str | None]
 
-# Reads steps from its standard input, takes them, and prints what is below its directory then:
-# type, mode, size, time, target, checksum and attributes by path; the directory itself is "".
-PROGRAM = r"""
-import errno, json, os, stat, sys, zlib
-os.umask(0)
-
-def write(path, flags, mode, size, pieces):
-    fd = os.open(path, os.O_WRONLY | flags, mode)
-    if size is not None:
-        os.ftruncate(fd, size)
-    for at, data in pieces:
-        os.pwrite(fd, bytes.fromhex(data), at)
-    os.close(fd)
-
-def remove(path):
-    if stat.S_ISDIR(os.lstat(path).st_mode):
-        for name in os.listdir(path):
-            remove(path + "/" + name)
-        os.rmdir(path)
-    else:
-        os.unlink(path)
-
-def move(old, new):
-    try:
-        os.rename(old, new)
-        return
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-    # A directory that did not come from this box: piece by piece, as mv does.
-    found = os.lstat(old)
-    if os.path.lexists(new):
-        os.rmdir(new)
-    os.mkdir(new)
-    for name in os.listdir(old):
-        move(old + "/" + name, new + "/" + name)
-    for name in os.listxattr(old):
-        os.setxattr(new, name, os.getxattr(old, name))
-    os.chmod(new, stat.S_IMODE(found.st_mode))
-    os.utime(new, ns=(found.st_mtime_ns, found.st_mtime_ns))
-    os.rmdir(old)
-
-def note(path, name, value):
-    if value is None:
-        os.removexattr(path, name)
-    else:
-        os.setxattr(path, name, bytes.fromhex(value))
-
-def stamp(path, time):
-    os.utime(path, ns=(time, time), follow_symlinks=False)
-
-STEPS = {
-    "write": write, "remove": remove, "move": move, "note": note, "stamp": stamp,
-    "mkdir": os.mkdir, "mkfifo": os.mkfifo, "symlink": os.symlink, "chmod": os.chmod,
-    "link": lambda old, new: os.link(old, new, follow_symlinks=False),
-}
-
-def look(path, shown):
-    s = os.lstat(path)
-    kind, mode = stat.S_IFMT(s.st_mode), stat.S_IMODE(s.st_mode)
-    size, target, content, notes = 0, None, None, {}
-    if kind == stat.S_IFLNK:
-        target = os.readlink(path)
-    elif kind == stat.S_IFREG:
-        size = s.st_size
-        if mode & 0o400:
-            with open(path, "rb") as file:
-                content = zlib.crc32(file.read())
-    if kind in (stat.S_IFREG, stat.S_IFDIR) and mode & 0o400:
-        for name in os.listxattr(path):
-            if name.startswith("user."):
-                notes[name] = os.getxattr(path, name).hex()
-    found[shown] = [kind, mode, size, s.st_mtime_ns, target, content, notes]
-    if kind == stat.S_IFDIR:
-        for name in os.listdir(path):
-            look(path + "/" + name, shown + "/" + name if shown else name)
-
-for step in json.load(sys.stdin):
-    STEPS[step[0]](*step[1:])
-found = {}
-look(".", "")
-json.dump(found, sys.stdout)
-"""
-COMMAND = ["python3", "-IS", "-c", PROGRAM]
-
 # Deeper than this nothing is made.
 _DEPTH_MAX = 7
+
+
+# The same few contents are asked for after every step.
+@functools.lru_cache(4096)
+def _checksum(content: bytes) -> int:
+    return zlib.crc32(content)
+
+
+@functools.lru_cache(4096)
+def _has_hole(content: bytes) -> bool:
+    return bytes(512) in content
 
 
 @dataclasses.dataclass(slots=True)
@@ -159,17 +85,17 @@ class Files:
         """Have the files of another one; time goes on."""
         self.entries = other.copy().entries
 
-    def take_steps(self) -> str:
-        """Give what the program needs to come to the same files, once."""
+    def take_steps(self) -> list[list[Any]]:
+        """Give what leads to the same files from those of the last time, once."""
         steps, self.steps = self.steps, []
-        return json.dumps(steps)
+        return steps
 
     def seen(self) -> Seen:
-        """Give what the program prints."""
+        """Give what `taking` sees."""
         found: Seen = {}
         for path, e in self.entries.items():
             closed = not e.mode & 0o400
-            content = zlib.crc32(e.content) if e.kind == FILE and not closed else None
+            content = _checksum(e.content) if e.kind == FILE and not closed else None
             notes = {} if closed else dict(e.notes)
             found[path] = [e.kind, e.mode, e.size or 0, e.time, e.target, content, notes]
         return found
@@ -185,7 +111,7 @@ class Files:
 
     def holed(self) -> dict[str, Entry]:
         """Give the files that may have holes."""
-        return {path: e for path, e in self.entries.items() if bytes(512) in e.content}
+        return {path: e for path, e in self.entries.items() if _has_hole(e.content)}
 
     # --- Asking -----------------------------------------------------------------------------------
 

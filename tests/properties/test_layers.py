@@ -1,142 +1,57 @@
 """The same edits in a box on an overlay, in one on a copy and on a dict: all three show the same.
 
-SANDBOXSDK_LAYERS_EXAMPLES sets how many sequences are tried (random ones then), and
-SANDBOXSDK_LAYERS_STEPS how long each is.
+A step is an edit (of one to eight things) or an operation: checkpoints, a restore, a fork, a look
+into a checkpoint, the end and the beginning of a box. After each, what is there and what the boxes
+say has changed, from the beginning or from a checkpoint, are compared with the dict, of both kinds.
+
+SANDBOXSDK_LAYERS_EXAMPLES sets how many sequences are tried, random ones then, and
+SANDBOXSDK_LAYERS_STEPS how many steps each has.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import random
+import secrets
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from sandboxsdk import Checkpoint, Home, Sandbox, Task, Workspace
+from sandboxsdk import Checkpoint, Home, Task, Workspace
 from sandboxsdk.host import remove_tree
 
+from .branches import KINDS, Branch, Kept, apart, blurred, on_the_host, unlike
+from .driving import Step, drawn, place, shortened, written
 from .edits import EDITS, HOLED, furnish
-from .naive import (
-    COMMAND,
-    DIRECTORY,
-    FIFO,
-    FILE,
-    SYMLINK,
-    Entry,
-    Files,
-    Seen,
-    Told,
-    differences,
-    shown,
-)
+from .naive import DIRECTORY, FIFO, FILE, SYMLINK, Entry, differences, shown
 
-EXAMPLES = os.environ.get("SANDBOXSDK_LAYERS_EXAMPLES")
-STEPS = int(os.environ.get("SANDBOXSDK_LAYERS_STEPS", "25"))
-ROOT = os.geteuid() == 0
-KINDS = ("overlay", "copy")
+EXAMPLES = int(os.environ.get("SANDBOXSDK_LAYERS_EXAMPLES", "500"))
+STEPS = int(os.environ.get("SANDBOXSDK_LAYERS_STEPS", "60"))
+# Each is a test of its own, so that several workers share them evenly.
+SHARDS = 20
+# The same sequences each time, unless somebody asks for a number of them.
+SEED = secrets.token_hex(4) if "SANDBOXSDK_LAYERS_EXAMPLES" in os.environ else "the same"
 WORDS = {FILE: "file", DIRECTORY: "directory", SYMLINK: "symlink", FIFO: "fifo"}
 
-numbers = st.integers(0, 11)
-edit_lists = st.lists(
-    st.tuples(st.integers(0, len(EDITS) - 1), st.integers(0, 60), st.integers(0, 60), numbers),
-    min_size=1,
-    max_size=8,
-)
 
+class Layers:
+    """Boxes on one directory whose files are edited, kept, gone back to and forked.
 
-def on_the_host(directory: Path, steps: str) -> Seen:
-    """Take steps in a directory outside of any box, and tell what is there."""
-    command = [sys.executable, *COMMAND[1:]]
-    done = subprocess.run(
-        command, input=steps.encode(), cwd=directory, stdout=subprocess.PIPE, check=True
-    )
-    found: Seen = json.loads(done.stdout)
-    return found
+    Numbers say which one of what there is. What cannot be done now is left.
 
-
-def unlike(got: Seen, wanted: Seen) -> dict[str, Any]:
-    """Give what differs, by path: for whoever reads a failing run."""
-    paths = got.keys() | wanted.keys()
-    return {p: (got.get(p), wanted.get(p)) for p in paths if got.get(p) != wanted.get(p)}
-
-
-def comparable(old: Files, new: Files) -> bool:
-    """Tell whether no file with holes changed: a copy of it may have holes elsewhere, and trees do
-    not tell of such a file by its content alone.
+    Attributes:
+        steps: so many were compared.
     """
-    return old.holed() == new.holed()
 
+    def __init__(self, room: Path) -> None:
+        self.root = Path(tempfile.mkdtemp(dir=room))
+        self.branches: list[Branch] = []
 
-def apart(got: list[Told], wanted: list[Told]) -> list[tuple[Told | None, Told | None]]:
-    """Give the changes that only one side tells."""
-    found: list[tuple[Told | None, Told | None]] = [(one, None) for one in got if one not in wanted]
-    found += [(None, one) for one in wanted if one not in got]
-    return found or [(got[0], wanted[0])] if got != wanted else []
-
-
-class Kept:
-    """A checkpoint of both boxes, and the files at that time."""
-
-    def __init__(self, made: dict[str, Checkpoint], files: Files) -> None:
-        self.made, self.files = made, files.copy()
-
-
-class Branch:
-    """A box of each kind with the same files: the one that all began with, or a fork."""
-
-    def __init__(self, tasks: dict[str, Task], files: Files) -> None:
-        self.tasks, self.files = tasks, files
-        self.boxes: dict[str, Sandbox] = {}
-        self.forks: list[Branch] = []
-        self._stack = ExitStack()
-
-    def enter(self) -> None:
-        for kind, task in self.tasks.items():
-            self.boxes[kind] = self._stack.enter_context(Sandbox(task))
-
-    def leave(self) -> None:
-        self._stack.close()
-        self.boxes = {}
-
-    def check(self) -> None:
-        """Take the steps in both boxes, and compare what is there then."""
-        steps, wanted = self.files.take_steps(), self.files.seen()
-        for kind, box in self.boxes.items():
-            done = box.exec(COMMAND, input=steps, check=True)
-            assert unlike(json.loads(done.stdout), wanted) == {}, kind
-
-    def check_changes(self, beginning: Files, since: Kept | None) -> None:
-        """Compare what both boxes say has changed, from the beginning and from a checkpoint."""
-        for kind, box in self.boxes.items():
-            if not comparable(beginning, self.files):
-                continue
-            told = shown(box.diff())
-            wanted = differences(beginning, self.files)
-            if kind == "overlay" and not ROOT and apart(told, wanted):
-                # Before there are layers it is told from the upper itself, which a user reads as
-                # far as its modes let him.
-                wanted = differences(beginning, self.files, closed=True)
-            assert apart(told, wanted) == [], kind
-        if since is not None and comparable(since.files, self.files):
-            wanted = differences(since.files, self.files)
-            for kind, box in self.boxes.items():
-                assert apart(shown(box.diff(since.made[kind])), wanted) == [], kind
-
-
-class Layers(RuleBasedStateMachine):
-    """Boxes on one directory whose files are edited, kept, gone back to and forked."""
-
-    @initialize(with_holes=st.booleans())
-    def begin(self, with_holes) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="layers-"))
+    def begin(self, *, with_holes: bool) -> None:
         (self.root / "work").mkdir()
         self.home = Home(self.root / "home")
         files = furnish(with_holes=with_holes)
@@ -147,24 +62,22 @@ class Layers(RuleBasedStateMachine):
         for kind in KINDS:
             workspace = Workspace.private(self.root / "work", kind=kind)
             tasks[kind] = Task.create(kind, workspace=workspace, home=self.home)
-        self.main = Branch(tasks, files)
-        self.main.enter()
-        self.branches = [self.main]
+        self.branches.append(Branch(tasks, files))
+        self.branches[0].enter()
         self.kept: list[Kept] = []
         self.trees: dict[str, str] = {}
         self.edits = [edit for edit in EDITS if with_holes or edit not in HOLED]
-        self.series = 0
+        self.series = self.steps = 0
         # A box has the time at which it began on the directory itself.
         files.stamp("")
-        self.main.check()
+        self.branches[0].check()
 
-    def teardown(self) -> None:
-        if hasattr(self, "root"):
-            for branch in reversed(getattr(self, "branches", [])):
-                branch.leave()
-            above = os.open(self.root.parent, os.O_PATH | os.O_DIRECTORY)
-            remove_tree(above, os.fsencode(self.root.name))
-            os.close(above)
+    def end(self) -> None:
+        for branch in reversed(self.branches):
+            branch.leave()
+        above = os.open(self.root.parent, os.O_PATH | os.O_DIRECTORY)
+        remove_tree(above, os.fsencode(self.root.name))
+        os.close(above)
 
     def _branch(self, which: int) -> Branch:
         return self.branches[which % len(self.branches)]
@@ -187,102 +100,104 @@ class Layers(RuleBasedStateMachine):
         self.kept.append(kept)
         return kept
 
+    def _since(self, which: int) -> Kept | None:
+        """Give a checkpoint for even numbers, for others the beginning."""
+        return None if which % 2 else self._kept(which // 2)
+
+    def _compare(self, branch: Branch, since: Kept | None, *, command: bool = False) -> None:
+        """End a step: compare what is there, and what is said to have changed."""
+        branch.check(command=command)
+        branch.check_changes(since or self.beginning)
+        self.steps += 1
+
     # --- Edits and checkpoints --------------------------------------------------------------------
 
-    @rule(which=numbers, edits=edit_lists, since=numbers)
-    def edit(self, which, edits, since) -> None:
+    def edit(self, which, edits, since, command):
         branch = self._branch(which)
         self._edit(branch, edits)
-        branch.check()
-        branch.check_changes(self.beginning, self._kept(since))
+        self._compare(branch, self._since(since), command=command)
 
-    @rule(which=numbers, edits=edit_lists, since=numbers)
-    def edit_and_checkpoint(self, which, edits, since) -> None:
-        self.edit(which, edits, since)
-        self.checkpoint(which, 1)
+    def edit_and_checkpoint(self, which, edits, since, command):
+        self.edit(which=which, edits=edits, since=since, command=command)
+        self.checkpoint(which=which, times=1)
 
-    @rule(which=numbers, times=st.integers(1, 3))
-    def checkpoint(self, which, times) -> None:
+    def checkpoint(self, which, times):
         branch = self._branch(which)
         kept = self._keep(branch)
         for _ in range(times - 1):
             again = self._keep(branch)
             for kind, checkpoint in again.made.items():
                 assert checkpoint.tree == kept.made[kind].tree, kind
-        branch.check()
-        branch.check_changes(self.beginning, kept)
+        self._compare(branch, kept if times > 1 else None)
 
-    @precondition(lambda self: not self.series)
-    @rule(which=numbers, count=st.sampled_from([4, 12, 44]))
-    def many_checkpoints(self, which, count) -> None:
+    def many_checkpoints(self, which, count):
+        if self.series:
+            return
         self.series += 1
         branch = self._branch(which)
         for number in range(count):
             self._edit(branch, [(number, number, which, number % 12)])
             branch.check()
-            kept = self._keep(branch)
-        branch.check_changes(self.beginning, kept)
+            self._keep(branch)
+            self._compare(branch, self._since(number))
 
-    @rule(which=numbers, other=numbers)
-    def look_into_checkpoints(self, which, other) -> None:
-        kept, also = self._kept(which), self._kept(other)
+    def look_into_checkpoint(self, which, wanted, other):
+        kept, also = self._kept(wanted), self._kept(other)
         if kept is None or also is None:
             return
-        wanted = differences(kept.files, also.files)
+        changed, unclear = differences(kept.files, also.files), blurred(kept.files, also.files)
         entries = {path: e for path, e in kept.files.entries.items() if path}
         facts = {path: _facts(e) for path, e in entries.items()}
         for kind, checkpoint in kept.made.items():
-            if comparable(kept.files, also.files):
-                assert apart(shown(checkpoint.diff(also.made[kind])), wanted) == [], kind
+            assert apart(shown(checkpoint.diff(also.made[kind])), changed, unclear) == [], kind
             told = {
-                f.path: (f.kind, f.mode, f.size, f.mtime_ns, f.target) for f in checkpoint.files()
+                f.path: [f.kind, f.mode, f.size, f.mtime_ns, f.target] for f in checkpoint.files()
             }
             assert unlike(told, facts) == {}, kind
-            for path in [path for path, e in entries.items() if e.kind == FILE][which::12]:
+            for path in [path for path, e in entries.items() if e.kind == FILE][wanted % 12 :: 12]:
                 assert checkpoint.read(path) == entries[path].content, path
+        self._compare(self._branch(which), self._since(other))
 
-    @rule(which=numbers)
-    def restore_elsewhere(self, which) -> None:
-        kept = self._kept(which)
-        if kept is not None:
-            for kind, checkpoint in kept.made.items():
-                target = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=self.root))
-                assert checkpoint.restore_to(target).skipped == ()
-                assert unlike(on_the_host(target, "[]"), kept.files.seen()) == {}, kind
+    def restore_elsewhere(self, which, wanted):
+        kept = self._kept(wanted)
+        if kept is None:
+            return
+        for kind, checkpoint in kept.made.items():
+            target = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=self.root))
+            assert checkpoint.restore_to(target).skipped == ()
+            assert unlike(on_the_host(target, []), kept.files.seen()) == {}, kind
+        self._compare(self._branch(which), self._since(wanted))
 
     # --- Going back -------------------------------------------------------------------------------
 
-    @rule(which=numbers, wanted=numbers, save=st.booleans(), edits=edit_lists)
-    def restore(self, which, wanted, save, edits) -> None:
+    def restore(self, which, wanted, save, edits, command):
         branch, kept = self._branch(which), self._kept(wanted)
-        if kept is not None:
-            before = branch.files.copy()
-            saved = self._restore(branch, kept, save=save)
-            if saved is not None:
-                self.kept.append(Kept(saved, before))
-            if wanted % 3:
-                self._edit(branch, edits)
-            branch.check()
-            branch.check_changes(self.beginning, kept)
+        if kept is None:
+            return
+        before = branch.files.copy()
+        saved = self._restore(branch, kept, save=save)
+        if saved is not None:
+            self.kept.append(Kept(saved, before))
+        if wanted % 3:
+            self._edit(branch, edits)
+        self._compare(branch, kept if wanted % 2 else None, command=command)
 
-    @rule(which=numbers, first=numbers, second=numbers, edits=edit_lists)
-    def restore_there_and_back(self, which, first, second, edits) -> None:
+    def restore_there_and_back(self, which, first, second, edits):
         """Edits that nobody kept, one state, another one, and the edits again: saved or not."""
         branch, one, two = self._branch(which), self._kept(first), self._kept(second)
         if one is None or two is None:
             return
         self._edit(branch, edits)
-        branch.check()
+        self._compare(branch, one)
         before = branch.files.copy()
         saved = self._restore(branch, one, save=True)
-        branch.check()
+        self._compare(branch, None)
         self._restore(branch, two, save=False)
         self._restore(branch, two, save=False)
-        branch.check()
+        self._compare(branch, one)
         if saved is not None:
             self._restore(branch, Kept(saved, before), save=False)
-            branch.check()
-        branch.check_changes(self.beginning, two)
+            self._compare(branch, None)
 
     def _restore(self, branch: Branch, kept: Kept, *, save: bool) -> dict[str, Checkpoint] | None:
         saved = {}
@@ -299,9 +214,9 @@ class Layers(RuleBasedStateMachine):
 
     # --- Other boxes ------------------------------------------------------------------------------
 
-    @precondition(lambda self: len(self.branches) < 3)
-    @rule(which=numbers, at=st.one_of(st.none(), numbers), lasting=st.booleans(), edits=edit_lists)
-    def fork(self, which, at, lasting, edits) -> None:
+    def fork(self, which, at, lasting, edits, command):
+        if len(self.branches) == 3:
+            return
         parent = self._branch(which)
         kept = None if at is None else self._kept(at)
         # A checkpoint is asked for where it was made, or at any other fork of the same family.
@@ -321,43 +236,135 @@ class Layers(RuleBasedStateMachine):
             branch.boxes = boxes
             parent.forks.append(branch)
         self.branches.append(branch)
-        branch.check()
+        self._compare(branch, None)
         self._edit(branch, edits)
-        branch.check()
-        branch.check_changes(self.beginning, kept)
-        self._check_all()
+        self._compare(branch, kept, command=command)
+        for other in self.branches:
+            other.check()
 
-    @rule(which=numbers)
-    def leave_and_come_back(self, which) -> None:
+    def leave_and_come_back(self, which, since, command):
         """Files stay as they are, and forks that were not to last are gone."""
-        branch = self._branch(which)
-        if not any(branch in other.forks for other in self.branches):
-            branch.leave()
-            gone = [branch]
-            for one in gone:
-                gone += one.forks
-                one.forks = []
-            self.branches = [b for b in self.branches if b is branch or b not in gone]
-            branch.enter()
-            branch.check()
-            branch.check_changes(self.beginning, self._kept(which))
+        passing = [branch for other in self.branches for branch in other.forks]
+        lasting = [branch for branch in self.branches if branch not in passing]
+        branch = lasting[which % len(lasting)]
+        branch.leave()
+        gone = [branch]
+        for one in gone:
+            gone += one.forks
+            one.forks = []
+        self.branches = [b for b in self.branches if b is branch or b not in gone]
+        branch.enter()
+        self._compare(branch, self._since(since), command=command)
 
-    @rule()
-    def _check_all(self) -> None:
+    def compare_all(self, since):
+        """No branch sees what happened in another one; nothing happens, so it is no step."""
         for branch in self.branches:
             branch.check()
+            branch.check_changes(self._since(since) or self.beginning)
 
 
-def _facts(entry: Entry) -> tuple[Any, ...]:
-    return (WORDS[entry.kind], entry.mode, entry.size or 0, entry.time, entry.target)
+def _facts(entry: Entry) -> list[Any]:
+    return [WORDS[entry.kind], entry.mode, entry.size or 0, entry.time, entry.target]
 
 
-Test = Layers.TestCase
-Test.settings = settings(
-    max_examples=int(EXAMPLES or 12),
-    stateful_step_count=STEPS,
-    deadline=None,
-    derandomize=EXAMPLES is None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-Test.pytestmark = [pytest.mark.timeout(7200)]
+# --- What is drawn --------------------------------------------------------------------------------
+
+
+def number(chance: random.Random) -> int:
+    return chance.randrange(12)
+
+
+def moment(chance: random.Random) -> int:
+    """Give the number of a checkpoint, mostly of a late one."""
+    return chance.randrange(chance.choice((4, 12, 1000)))
+
+
+def moment_or_none(chance: random.Random) -> int | None:
+    return chance.choice((None, moment(chance)))
+
+
+def yes(chance: random.Random) -> bool:
+    return chance.random() < 0.5
+
+
+def seldom(chance: random.Random) -> bool:
+    # A command costs as much as several steps, and shows the same files.
+    return chance.random() < 1 / 16
+
+
+def some_edits(chance: random.Random) -> list[tuple[int, int, int, int]]:
+    return [
+        (chance.randrange(len(EDITS)), chance.randrange(61), chance.randrange(61), number(chance))
+        for _ in range(chance.randint(1, 8))
+    ]
+
+
+def times(chance: random.Random) -> int:
+    return chance.randint(1, 3)
+
+
+def length(chance: random.Random) -> int:
+    # Layers are merged by eights, and forty-four take most of a sequence.
+    return chance.choice((4, 4, 4, 4, 4, 4, 12, 12, 44))
+
+
+_ON = {"which": number, "edits": some_edits, "command": seldom}
+_BACK = {"which": number, "first": moment, "second": moment, "edits": some_edits}
+# How often, and with what; what makes many files or boxes is rarer.
+OPERATIONS = {
+    "edit": (2, _ON | {"since": moment}),
+    "edit_and_checkpoint": (1, _ON | {"since": moment}),
+    "checkpoint": (1, {"which": number, "times": times}),
+    "many_checkpoints": (0.7, {"which": number, "count": length}),
+    "look_into_checkpoint": (0.7, {"which": number, "wanted": moment, "other": moment}),
+    "restore_elsewhere": (0.3, {"which": number, "wanted": moment}),
+    "restore": (2, _ON | {"wanted": moment, "save": yes}),
+    "restore_there_and_back": (0.5, _BACK),
+    "fork": (0.5, _ON | {"at": moment_or_none, "lasting": yes}),
+    "leave_and_come_back": (0.5, {"which": number, "since": moment, "command": seldom}),
+    "compare_all": (0.5, {"since": moment}),
+}
+
+
+def run(
+    room: Path, steps: Iterable[Step], *, with_holes: bool
+) -> tuple[list[Step], Exception | None]:
+    """Go on until STEPS were compared; give what was taken, and what the last one raised."""
+    layers = Layers(room)
+    taken: list[Step] = []
+    try:
+        layers.begin(with_holes=with_holes)
+        for name, arguments in steps:
+            taken.append((name, arguments))
+            getattr(layers, name)(**arguments)
+            if layers.steps >= STEPS:
+                break
+    except Exception as error:
+        return taken, error
+    finally:
+        layers.end()
+    return taken, None
+
+
+def shorter(room: Path, taken: list[Step], error: Exception, *, with_holes: bool) -> list[Step]:
+    """Give a shorter sequence that fails at the same place."""
+    failed = place(error)
+
+    def fails(steps: list[Step]) -> bool:
+        again = run(room, steps, with_holes=with_holes)[1]
+        return again is not None and place(again) == failed
+
+    return shortened(taken, fails)
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_overlay_copy_and_dict_agree_after_every_step(shard, tmp_path):
+    """Both boxes hold what the dict says, and say so of what has changed."""
+    for sequence in range(shard, EXAMPLES, SHARDS):
+        chance = random.Random(f"{SEED} {sequence}")
+        with_holes = chance.random() < 0.5
+        taken, error = run(tmp_path, drawn(chance, OPERATIONS), with_holes=with_holes)
+        if error is not None:
+            calls = written(shorter(tmp_path, taken, error, with_holes=with_holes))
+            raise AssertionError(f"layers.begin(with_holes={with_holes})\n{calls}") from error
