@@ -32,6 +32,9 @@ NEEDING_NO_LAYERS = tuple(
     f"tests/integration/test_{name}.py" for name in ("workspaces", "fork", "layers_contract")
 )
 
+# How many sequences of edits are tried on layers, and how long each is.
+LAYERS = ("SANDBOXSDK_LAYERS_EXAMPLES", "SANDBOXSDK_LAYERS_STEPS")
+
 # An account number that nobody has: what belongs to it was made by these tests, and nothing else
 # does.
 USER_ID = 64321
@@ -183,6 +186,8 @@ def _user_environment(room: Path) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "LOGNAME": "sandboxsdk-tests",
         "PATH": f"{room / 'venv' / 'bin'}:{path}",
+        # Random sequences for root are random ones for the user.
+        **{name: os.environ[name] for name in LAYERS if name in os.environ},
         # Root's run has made the full number; these differ little by user.
         "SANDBOXSDK_CRASH_STATES": os.environ.get("SANDBOXSDK_CRASH_STATES", "2000"),
         "SANDBOXSDK_RACED_LOOKS": os.environ.get("SANDBOXSDK_RACED_LOOKS", "20000"),
