@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 from sandboxsdk.model import Beginning, Points
@@ -15,10 +17,15 @@ _LOOKED_AT_MAX = 2_000
 
 
 class Bottom(msgspec.Struct, frozen=True):
-    """A tree that lies at the bottom, and what is in it."""
+    """A tree that lies at the bottom, and what is in it.
+
+    Attributes:
+        excluded: topmost paths that are left out of it, as far as they are known.
+    """
 
     tree: bytes
     totals: Totals
+    excluded: tuple[bytes, ...] = ()
 
 
 def bottom_of(workspace: OpenWorkspace, store: Store, points: Points, base: Beginning) -> Bottom:
@@ -32,11 +39,12 @@ def bottom_of(workspace: OpenWorkspace, store: Store, points: Points, base: Begi
         WorkspaceInvalid, Denied, HostFull, HostRefused: it cannot be read, or what was read not be
             stored.
     """
-    began = Bottom(bytes.fromhex(base.tree), Totals(base.files, base.bytes))
+    excluded = tuple(map(os.fsencode, base.excluded))
+    began = Bottom(bytes.fromhex(base.tree), Totals(base.files, base.bytes), excluded)
     if base.bottom:
         there = bytes.fromhex(base.bottom)
         totals = totals_between(Trees(store, BASES), began.tree, began.totals, there)
-        began = Bottom(there, totals)
+        began = Bottom(there, totals, excluded)
     path = workspace.path or ""
     if base.files <= _LOOKED_AT_MAX or path in points.applying:
         return _looked_at(workspace, store, began)
@@ -44,7 +52,8 @@ def bottom_of(workspace: OpenWorkspace, store: Store, points: Points, base: Begi
     if applied is None:
         return began
     tree = bytes.fromhex(applied.after)
-    return Bottom(tree, totals_between(Trees(store, BASES), began.tree, began.totals, tree))
+    totals = totals_between(Trees(store, BASES), began.tree, began.totals, tree)
+    return Bottom(tree, totals, excluded)
 
 
 def totals_between(trees: Trees, old: bytes, totals: Totals, new: bytes) -> Totals:
@@ -58,7 +67,7 @@ def _looked_at(workspace: OpenWorkspace, store: Store, began: Bottom) -> Bottom:
         assert looked is not None
         found = looked.captured
         if found.tree == began.tree:
-            return began
+            return msgspec.structs.replace(began, excluded=found.excluded)
         writer.commit()
     looked.remember()
-    return Bottom(found.tree, found.totals)
+    return Bottom(found.tree, found.totals, found.excluded)

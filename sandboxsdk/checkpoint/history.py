@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar, final
 
 import msgspec
@@ -46,6 +47,7 @@ from sandboxsdk.model import (
 )
 from sandboxsdk.snapshot import (
     BASES,
+    EXCLUDED_MAX,
     Progress,
     Scratch,
     Totals,
@@ -53,9 +55,9 @@ from sandboxsdk.snapshot import (
     compare_trees,
 )
 from sandboxsdk.store import Store, Writer
-from sandboxsdk.workspace import Mounted, OpenWorkspace
+from sandboxsdk.workspace import Excluded, Mounted, OpenWorkspace
 
-from .bottom import bottom_of, totals_between
+from .bottom import Bottom, bottom_of, totals_between
 from .checkpoint import Checkpoint
 from .patch import make_patch
 from .presence import Present, look
@@ -244,7 +246,24 @@ class History:
                 bottom = bottom_of(workspace, self.store, points, base)
                 trees = Trees(self.store, BASES)
                 totals = totals_between(trees, bottom.tree, bottom.totals, tree)
-                workspace.switch(tree, totals, bottom.tree, self.store, (), lambda: None)
+                self._lay(workspace, tree, totals, bottom)
+
+    def _lay(self, workspace: OpenWorkspace, tree: bytes, totals: Totals, bottom: Bottom) -> None:
+        """Lay files that were never there over layers that show them; of a fork, which has nothing
+        that is excluded, over the directory alone if there are none.
+        """
+        hide = self.family != self.task and 0 < len(bottom.excluded) <= EXCLUDED_MAX
+        excluded = Excluded((), bottom.excluded, hide) if hide else Excluded()
+        lay = partial(
+            workspace.switch,
+            bottom=bottom.tree,
+            store=self.store,
+            boxes=(),
+            begun=lambda: None,
+            excluded=excluded,
+        )
+        if not lay(tree, totals) and hide:
+            lay(bottom.tree, bottom.totals)
 
     def _mended(self, points: Points) -> Points:
         """Have the last known files put into place where a power cut left what does not fit."""

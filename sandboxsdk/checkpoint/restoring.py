@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 
@@ -27,6 +26,7 @@ from sandboxsdk.workspace import Excluded, Mounted, OpenWorkspace
 from .bottom import bottom_of, totals_between
 from .checkpoint import owners_of
 from .presence import Present
+from .taking_away import take_away
 
 Owners = Callable[[int, int], tuple[int, int]]
 
@@ -147,8 +147,8 @@ def _restore_layered(
     else:
         captured = above
     current, equal = captured.tree, as_before and captured.tree == target
-    below = tuple(map(os.fsencode, base.excluded))
-    switch = partial(workspace.switch, excluded=Excluded(captured.excluded, below))
+    excluded = Excluded(captured.excluded, bottom.excluded)
+    switch = partial(workspace.switch, excluded=excluded)
     if kept and not equal:
         trees = Trees(scratch, BASES)
         foretold = plan(trees, current, target, owners=owners)
@@ -169,6 +169,10 @@ def _restore_layered(
             current = bottom.tree
     if owners is not None:
         owners = place.owners
+    if points.placed:
+        # Its layers are lost, or nothing was ever here.
+        with workspace.restoring(place.mounted) as root:
+            take_away(root, bottom.excluded, scratch, target)
     return _restore_in_place(workspace, scratch, current, target, place, owners, begun)
 
 

@@ -533,6 +533,7 @@ class Task:
             scans=self._home.scans,
             layers=self._home.layers,
             since=None if self._record.workspace.path is None else self._record.created_at,
+            forked=self._record.family is not None,
         )
 
     def checkpoint_history(self) -> History:

@@ -126,14 +126,36 @@ def throw_away(task: int, upper: str) -> None:
     disk.rename(upper, f"{UNFINISHED}{new_id()}", old_dir=task, new_dir=task)
 
 
+def cover(task: int, fresh: str, groups: Groups, like: Callable[[Parts], Directory | None]) -> None:
+    """Have an empty upper hide names of what will lie below it.
+
+    Args:
+        like: says how the directories above them look.
+    """
+    opener, places = _opener(), _with_those_above(groups)
+    with owned(_opened(task, fresh)) as new:
+        _make_directories(opener, new, places)
+        for parts in reversed(places):
+            with owned(opener.directory(new, parts)) as made:
+                for name in groups.get(parts, ()):
+                    disk.make_whiteout(name, dir_fd=made)
+                directory = like(parts)
+                assert directory is not None, "what is hidden lies in a directory"
+                set_metadata(made, directory)
+
+
+def _make_directories(opener: Opener, new: int, places: Sequence[Parts]) -> None:
+    for *above, name in filter(None, places):
+        with owned(opener.directory(new, above)) as place:
+            disk.make_directory(name, dir_fd=place)
+
+
 def _make_places(
     old: int, new: int, groups: Groups, like: Callable[[Parts], Directory | None]
 ) -> None:
     """Make the directories that names will be moved into."""
     opener, places = _opener(), _with_those_above(groups)
-    for *above, name in filter(None, places):
-        with owned(opener.directory(new, above)) as place:
-            disk.make_directory(name, dir_fd=place)
+    _make_directories(opener, new, places)
     for parts in reversed(places):
         with (
             owned(opener.directory(old, parts)) as was,

@@ -195,9 +195,15 @@ class CopiedWorkspace(_Unlayered):
     begins = True
 
     def __init__(
-        self, workspace: Workspace, *, directory: str, scans: str, since: int | None = None
+        self,
+        workspace: Workspace,
+        *,
+        directory: str,
+        scans: str,
+        since: int | None = None,
+        forked: bool = False,
     ) -> None:
-        self._since = since
+        self._since, self._forked = since, forked
         self._base = workspace.path
         self._kind = workspace.kind
         self._exclude = excluding(workspace.exclude)
@@ -227,8 +233,10 @@ class CopiedWorkspace(_Unlayered):
                         return
 
     def _whole(self, reader: Scratch, base: int, tree: bytes) -> bytes:
-        """Give the tree to be copied: with what is excluded, which the view has."""
-        if self._exclude is None:
+        """Give the tree to be copied: with what is excluded, which the view has unless it is a
+        fork's.
+        """
+        if self._exclude is None or self._forked:
             return tree
         nothing = StatCache("")
         return capture(reader, base, nothing, nothing, self._rules(None, None)).tree

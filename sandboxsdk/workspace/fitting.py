@@ -14,7 +14,7 @@ from typing import NamedTuple, final
 from sandboxsdk.host import Opener, has_openat2, owned
 from sandboxsdk.snapshot import BASES, DIRECTORY, Directory, Objects, is_whiteout, read_attributes
 
-from .carrying import Parts, grouped, is_open
+from .carrying import Groups, Parts, grouped, is_open
 
 _READABLE = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -25,10 +25,12 @@ class Excluded(NamedTuple):
     Attributes:
         above: what the upper holds of them.
         below: what lies at the bottom, as far as that is known.
+        hide: that is not to show: there is no upper yet, and it is a fork's.
     """
 
     above: Sequence[bytes] = ()
     below: Sequence[bytes] = ()
+    hide: bool = False
 
 
 NOTHING_EXCLUDED = Excluded()
@@ -93,6 +95,24 @@ def fit(
     )
 
 
+def showing(paths: Sequence[bytes], base: int, wanted: Wanted, then: Sequence[int]) -> Groups:
+    """Give those of these paths of what lies at the bottom that would show over layers.
+
+    Args:
+        base, wanted, then: as for `fit`.
+
+    Raises:
+        OSError, Corrupt: as `fit`.
+    """
+    fitting = _Fitting(base, wanted, (), then)
+    found = {
+        parts: [name for name in names if fitting.has(parts, name)]
+        for parts, names in grouped(paths).items()
+        if fitting.shows_then(parts)
+    }
+    return {parts: names for parts, names in found.items() if names}
+
+
 @final
 class _Fitting:
     def __init__(self, base: int, wanted: Wanted, now: Sequence[int], then: Sequence[int]) -> None:
@@ -111,31 +131,33 @@ class _Fitting:
             return False
         if there is not None and any(node.name in names for node in there.nodes):
             return False
-        same = self._now(parts) == self._shows_then(parts)
+        same = self._now(parts) == self.shows_then(parts)
         with owned(self._opener.directory(upper, parts)) as place:
             for name in names:
                 found = os.stat(name, dir_fd=place, follow_symlinks=False)
                 if is_whiteout(found) and there is None:
                     return False  # There it would be a name that cannot be looked at.
                 if stat.S_ISDIR(found.st_mode) and not (
-                    same or _is_opaque(name, place) or not self._has(parts, name)
+                    same or _is_opaque(name, place) or not self.has(parts, name)
                 ):
                     return False
         return True
 
     def shows_as_before(self, parts: Parts, names: set[bytes]) -> bool:
         """Tell whether names at the bottom neither come to light nor go."""
-        if not names or self._now(parts) == self._shows_then(parts):
+        if not names or self._now(parts) == self.shows_then(parts):
             return True
-        return not any(self._has(parts, name) for name in names)
+        return not any(self.has(parts, name) for name in names)
 
-    def _shows_then(self, parts: Parts) -> bool:
+    def shows_then(self, parts: Parts) -> bool:
+        """Tell whether what lies at the bottom will show in a directory."""
         try:
             return self._wanted(parts) is not None and self._then(parts)
         except Taken:
             return False
 
-    def _has(self, parts: Parts, name: bytes) -> bool:
+    def has(self, parts: Parts, name: bytes) -> bool:
+        """Tell whether there is a name at the bottom."""
         try:
             with owned(self._opener.directory(self._base, parts)) as place:
                 os.stat(name, dir_fd=place, follow_symlinks=False)

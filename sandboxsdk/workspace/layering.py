@@ -35,9 +35,9 @@ from sandboxsdk.layers import (
 from sandboxsdk.snapshot import BASES, Captured, Totals, Trees
 from sandboxsdk.store import Store
 
-from .carrying import CARRIED, are_movable, bring_back, carried, grouped, throw_away
+from .carrying import CARRIED, are_movable, bring_back, carried, cover, grouped, throw_away
 from .checking import agrees
-from .fitting import Excluded, Wanted, fit
+from .fitting import Excluded, Wanted, fit, showing
 from .flattening import Unequal, flatten, run_to_merge
 from .scan import CACHE
 from .upper import (
@@ -206,9 +206,7 @@ class Layering:
         # Under a name that a sweep removes, should we be killed.
         unfinished = f"{self._layers.path}/{new_id()}{GONE}"
         with contextlib.ExitStack() as opened:
-            sources = [
-                opened.enter_context(owned(_opened(self._place_of(layer)))) for layer in layers
-            ]
+            sources = self._all_opened(layers, opened)
             disk.make_directory(unfinished)
             with owned(_opened(unfinished)) as target:
                 size = flatten(trees, below, above, sources, target, hide=self._excluding)
@@ -234,21 +232,21 @@ class Layering:
             base: descriptor of what lies at the bottom.
             layers, tree: as for `exchange`.
         """
-        if not any(excluded):
+        if excluded.hide or not any(excluded):
             return True
         with contextlib.ExitStack() as opened:
-
-            def below(names: Sequence[str]) -> list[int]:
-                return [opened.enter_context(owned(_opened(self._place_of(n)))) for n in names]
-
             try:
                 upper = opened.enter_context(owned(_opened(f"{self._directory}/{UPPER}")))
-                now, then = [upper, *below(read_stack(task).layers)], below(layers)
+                now = [upper, *self._all_opened(read_stack(task).layers, opened)]
+                then = self._all_opened(layers, opened)
                 return are_movable(upper, excluded.above) and fit(
                     upper, excluded, base, Wanted(store, tree), now=now, then=then
                 )
             except (OSError, SandboxError, Torn):
                 return False
+
+    def _all_opened(self, layers: Sequence[str], opened: contextlib.ExitStack) -> list[int]:
+        return [opened.enter_context(owned(_opened(self._place_of(name)))) for name in layers]
 
     def exchange(
         self,
@@ -257,8 +255,9 @@ class Layering:
         bottom: bytes,
         tree: bytes,
         totals: Totals,
+        base: int,
         *,
-        excluded: Sequence[bytes],
+        excluded: Excluded,
         above: Captured | None,
         store: Store,
     ) -> None:
@@ -267,7 +266,8 @@ class Layering:
 
         Args:
             bottom: digest of what lies below the layers.
-            excluded: what it holds of them, which `can_keep` has looked at.
+            base: descriptor of that.
+            excluded: what `can_keep` has looked at.
             above: what the upper holds, captured as it is: it is kept as a layer that nobody lies
                 on, if it can be one.
         """
@@ -279,7 +279,12 @@ class Layering:
         stack = msgspec.structs.replace(stack, bottom=bottom)
         left = self._left(task, above, before.tree or bottom)
         fresh = make_upper(task, stack, BASES.read(store, tree).directory)
-        with carried(task, fresh, grouped(excluded), Wanted(store, tree)) as made:
+        wanted = Wanted(store, tree)
+        if excluded.hide:
+            with contextlib.ExitStack() as opened:
+                then = self._all_opened(layers, opened)
+                cover(task, fresh, showing(excluded.below, base, wanted, then), wanted)
+        with carried(task, fresh, grouped(excluded.above), wanted) as made:
             write_stack(task, stack)
         with contextlib.suppress(FileNotFoundError):
             disk.rename(UPPER, left, old_dir=task, new_dir=task)

@@ -267,22 +267,23 @@ class OverlayWorkspace:
             with owned(open_base(task, self._base)) as base:
                 if not self._layering.can_keep(task, excluded, base, chain, tree, store):
                     return False
-            # Here and not while the box is off its files: whoever calls holds locks of this thread.
-            begun()
+                # Not while the box is off its files: whoever calls holds locks of this thread.
+                begun()
 
-            def change() -> None:
-                self._layering.exchange(
-                    task,
-                    chain,
-                    bottom,
-                    tree,
-                    totals,
-                    excluded=excluded.above,
-                    above=above,
-                    store=store,
-                )
+                def change() -> None:
+                    self._layering.exchange(
+                        task,
+                        chain,
+                        bottom,
+                        tree,
+                        totals,
+                        base,
+                        excluded=excluded,
+                        above=above,
+                        store=store,
+                    )
 
-            done = self._exchanged(task, boxes, change)
+                done = self._exchanged(task, boxes, change)
             if done and not boxes:
                 self._remove_scratch(task, (UNFINISHED,))
             return done

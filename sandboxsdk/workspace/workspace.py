@@ -195,7 +195,13 @@ class OpenWorkspace(Protocol):
 
 
 def open_workspace(
-    workspace: Workspace, *, directory: str, scans: str, layers: Layers, since: int | None = None
+    workspace: Workspace,
+    *,
+    directory: str,
+    scans: str,
+    layers: Layers,
+    since: int | None = None,
+    forked: bool = False,
 ) -> OpenWorkspace:
     """Open a workspace that went through `resolve`.
 
@@ -205,9 +211,12 @@ def open_workspace(
         layers: where frozen layers lie.
         since: UTC nanoseconds; what changed in the user's directory after that is told when it is
             captured.
+        forked: it begins with what another one had, and so with nothing that is excluded.
     """
     if workspace.mode == "direct":
         return DirectWorkspace(workspace, scans=scans)
     if workspace.kind in ("copy", "reflink"):
-        return CopiedWorkspace(workspace, directory=directory, scans=scans, since=since)
+        return CopiedWorkspace(
+            workspace, directory=directory, scans=scans, since=since, forked=forked
+        )
     return OverlayWorkspace(workspace, directory=directory, scans=scans, layers=layers, since=since)

@@ -227,3 +227,52 @@ def test_a_restore_with_them_costs_a_switch(work: Path, home: Home) -> None:
             holds = {"d", "d/n.log", "n", "n/n.log"}
             assert set(held(Path(task.directory, "upper"))) == holds
         assert sorted(str(change.path) for change in box.diff(first)) == ["a", "d/f", "n"]
+
+
+@pytest.mark.parametrize("lose", ["", "losing layers"])
+@pytest.mark.parametrize("kind", ["overlay", "copy"])
+def test_forks_have_none_of_the_directory(
+    kind: str, lose: str, work: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither now, nor at a point, nor in forks of forks; what is hidden counts as no change, and
+    applying leaves the directory's own where they are.
+    """
+    if lose:
+        monkeypatch.setenv("SANDBOXSDK_LOSE_LAYERS", "1")
+    before = files_below(work)
+    task = task_on(work, home, kind)
+    with Sandbox(task) as box:
+        first = box.checkpoint()
+        box.exec("echo 1 > a; rm -r e; echo 1 > n.log", check=True)
+        second = box.checkpoint()
+    lasting = task.fork()[0]
+    for fork in (*(task.fork(at=at)[0] for at in (first, second, None)), lasting, *lasting.fork()):
+        with Sandbox(fork) as box:
+            assert not [path for path in look(box).split() if is_excluded(path)]
+            start, told = box.checkpoint(), box.diff()
+            assert not [change.path for change in told if is_excluded(change.path)]
+            assert "log" not in fork.patch()
+            box.exec("mkdir -p d/cache; echo 2 > d/cache/n; echo 2 > z.log; echo 2 > b", check=True)
+            seen = look(box)
+            later = box.checkpoint()
+            assert [change.path for change in box.diff(start)] == ["b"]
+            box.restore(start)
+            assert box.exec("cat d/cache/* z.log", check=True).stdout == "2\n2\n"
+            box.restore(later)
+            assert look(box) == seen
+        with Sandbox(fork) as box:
+            assert look(box) == seen
+    task.apply()
+    lasting.apply()
+    after = files_below(work)
+    kept = {path: text for path, text in before.items() if is_excluded(path)}
+    assert {path: text for path, text in after.items() if is_excluded(path)} == kept
+    assert after["b"] == "2\n"
+
+
+def files_below(directory: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(directory)): path.read_text()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
