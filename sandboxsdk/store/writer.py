@@ -24,6 +24,8 @@ SEGMENT_BYTES = 1024 * 1024
 # So many objects are looked up at once.
 _BATCH_OBJECTS = 512
 _THREADS = 2
+# A small checkpoint needs no threads.
+_ALONE_BYTES_MAX = 2 * SEGMENT_BYTES
 _ON_THEIR_WAY = 4
 
 Object = tuple[int, bytes, bytes]
@@ -76,6 +78,7 @@ class Writer:
         self._slots = threading.BoundedSemaphore(_ON_THEIR_WAY)
         self._pool: ThreadPoolExecutor | None = None
         self._futures: list[Future[None]] = []
+        self._sent = 0
         self._packs: list[OpenPack] = []
         self._frames: dict[str, list[Frame]] = {}
         self._failure: BaseException | None = None
@@ -241,8 +244,8 @@ class Writer:
     # --- From segments to the pack ----------------------------------------------------------------
 
     def _send(self, segments: list[list[Object]]) -> None:
-        if self._pool is None and self._are_small(segments):
-            # A small checkpoint needs no threads.
+        self._sent += sum(len(data) for objects in segments for _, _, data in objects)
+        if self._pool is None and self._sent <= _ALONE_BYTES_MAX:
             for objects in segments:
                 self._write(objects)
             return
@@ -255,11 +258,6 @@ class Writer:
                 raise
             with self._guard:
                 self._futures.append(future)
-
-    @staticmethod
-    def _are_small(segments: list[list[Object]]) -> bool:
-        total = sum(len(data) for objects in segments for _, _, data in objects)
-        return total <= 2 * SEGMENT_BYTES
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._guard:
