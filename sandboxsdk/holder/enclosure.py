@@ -21,7 +21,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import signal
 import socket
 import stat
 import struct
@@ -29,6 +28,7 @@ from typing import Any
 
 from sandboxsdk import syscalls as sc
 
+from .cloning import clone
 from .workspace import Overlay
 
 BOX = "/box"
@@ -72,18 +72,17 @@ _ETC_TAKEN = (
 )
 _ETC_LARGE = ("alternatives", "fonts", "pki/ca-trust", "pki/tls/certs", "ssl/certs")
 _ETC_ENTRIES_MAX = 20_000
-_IDS = 0xFFFFFFFF
+_NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWPID | sc.CLONE_NEWUTS
 _TERMINALS_MAX = 256
 # The kernel lets a user have 128 by default, and counts a rootless box's with those of its caller.
 _INOTIFY_INSTANCES_MAX = 64
 _BOX_OWN = ("etc", "dev", "proc", "sys", "tmp", "run", "home", "workspace")
 
 
-def enter_namespaces(*, uid: int, gid: int, rootless: bool) -> None:
+def enter_namespaces(*, uid: int, gid: int, rootless: bool, flags: int = _NAMESPACES) -> None:
     """Leave the host's namespaces; the caller forks afterwards to get PID 1 of the new pid
     namespace.
     """
-    flags = sc.CLONE_NEWNS | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWPID | sc.CLONE_NEWUTS
     if not rootless:
         sc.unshare(flags)
         return
@@ -98,47 +97,6 @@ def enter_namespaces(*, uid: int, gid: int, rootless: bool) -> None:
     with contextlib.suppress(OSError):
         with open("/proc/sys/user/max_inotify_instances", "w", encoding="ascii") as file:
             file.write(str(_INOTIFY_INSTANCES_MAX))
-
-
-def swap_map(one: int, other: int) -> str:
-    """Give the text of an id map that swaps two ids and keeps every other. (pure)
-
-    A bijection over all ids: a map of one id makes files of other owners unreadable (EOVERFLOW) and
-    an overlay's upper directory read-only.
-    """
-    low, high = sorted((one, other))
-    if low == high:
-        return f"0 0 {_IDS}\n"
-    lines = [(0, 0, low), (low, high, 1), (low + 1, low + 1, high - low - 1), (high, low, 1)]
-    lines.append((high + 1, high + 1, _IDS - high - 1))
-    return "".join(f"{a} {b} {count}\n" for a, b, count in lines if count)
-
-
-def make_idmap(dropped: int, owner: tuple[int, int]) -> int:
-    """Give a descriptor of a user namespace that makes the box the owner of what `owner` (uid, gid)
-    owns.
-    """
-    ready, says = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            sc.unshare(sc.CLONE_NEWUSER)
-            os.write(says, b"1")
-            signal.pause()
-        finally:
-            os._exit(0)
-    try:
-        os.close(says)
-        if not os.read(ready, 1):
-            raise OSError(1, "a user namespace for the id map could not be made")
-        for name, owned in (("uid_map", owner[0]), ("gid_map", owner[1])):
-            with open(f"/proc/{child}/{name}", "w", encoding="ascii") as file:
-                file.write(swap_map(owned, dropped))
-        return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(ready)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
 
 
 def build(
@@ -201,31 +159,14 @@ class _Sources:
             self._attach.append((clone, entry["target"].strip("/"), entry["directory"]))
 
     def attach(self) -> None:
-        for clone, target, directory in self._attach:
+        for made, target, directory in self._attach:
             _make_target(target, directory=directory, owner=self._owner)
-            sc.move_mount(clone, f"box/{target}")
-            os.close(clone)
+            sc.move_mount(made, f"box/{target}")
+            os.close(made)
 
     def _clone(self, path: str, entry: dict[str, Any], *, write: bool = True) -> int:
-        directory = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        try:
-            found = os.fstat(directory)
-            if [found.st_dev, found.st_ino] != entry["id"]:
-                raise OSError(116, "it was replaced while the box was being built", path)
-            clone = sc.open_tree(
-                directory, "", sc.OPEN_TREE_CLONE | sc.AT_RECURSIVE | sc.AT_EMPTY_PATH
-            )
-        finally:
-            os.close(directory)
-        attributes = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV
-        if not write:
-            attributes |= sc.MOUNT_ATTR_RDONLY
-        sc.mount_setattr(clone, attributes=attributes, recursive=True)
-        if not self._rootless:
-            # Not recursive: a file system below that cannot be id-mapped stays as it is.
-            userns = self._idmaps[tuple(entry["owner"])]
-            sc.mount_setattr(clone, attributes=sc.MOUNT_ATTR_IDMAP, userns=userns)
-        return clone
+        userns = -1 if self._rootless else self._idmaps[tuple(entry["owner"])]
+        return clone(path, entry["id"], userns=userns, write=write)
 
     def _overlay(self, workspace: dict[str, Any]) -> Overlay:
         owner = workspace["base"]["owner"]

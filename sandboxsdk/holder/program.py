@@ -17,7 +17,7 @@ from typing import Any
 
 from sandboxsdk import syscalls as sc
 
-from . import descendants, enclosure, holding, wire
+from . import cloning, descendants, enclosure, holding, wire
 
 # Each is a descriptor; a caller with more owners of workspaces than this makes some again.
 _IDMAPS_MAX = 64
@@ -102,7 +102,7 @@ class _ForkServer:
             if (one, other) not in self._idmaps:
                 if len(self._idmaps) >= _IDMAPS_MAX:
                     os.close(self._idmaps.pop(next(iter(self._idmaps))))
-                self._idmaps[one, other] = enclosure.make_idmap(spec["uid"], (one, other))
+                self._idmaps[one, other] = cloning.make_idmap(spec["uid"], (one, other))
 
     def _let_go(self) -> None:
         """In a new holder: drop what belongs to the server and to other boxes, above all their

@@ -27,6 +27,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
         parent: id of the task that this one was made from or belongs to.
         family: id of the first task of those that were forked from each other; None is this one.
         target: directory that `apply` writes to where the workspace does not say it.
+        chosen: why the workspace is of its kind, where that was left to us.
     """
 
     id: str
@@ -40,6 +41,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     target: str | None = None
     lock: Literal["exclusive", "collaborative"] = "exclusive"
     workspace: Workspace = Workspace()
+    chosen: str = ""
     spec: Spec = Spec()
     schema: int = SCHEMA_VERSION
 

@@ -69,10 +69,8 @@ def fork_records(
         applied = points.applied.get(source.workspace.path or "")
         if applied is not None and workspace == source.workspace:
             base = msgspec.structs.replace(base, bottom=applied.after)
-        begins = [
-            (BASE, to_builtins(base)),
-            (PLACED, to_builtins(msgspec.structs.replace(plan, foreign=True))),
-        ]
+        placed = msgspec.structs.replace(plan, foreign=True)
+        begins = [(BASE, to_builtins(base)), (PLACED, to_builtins(placed))]
         try:
             for name in names:
                 record = TaskRecord(
@@ -85,6 +83,7 @@ def fork_records(
                     family=source.family or source.id,
                     target=target,
                     workspace=workspace,
+                    chosen=source.chosen,
                     spec=spec.storable(),
                 )
 

@@ -55,7 +55,7 @@ def fold(entries: Sequence[Entry], *, path: str) -> TaskRecord:
         elif entry.kind == IMPORTED:
             moved = to_struct(entry.data, Imported, path=path)
             record = msgspec.structs.replace(
-                record, workspace=moved.workspace, spec=moved.spec, target=None
+                record, workspace=moved.workspace, chosen="", spec=moved.spec, target=None
             )
     return msgspec.structs.replace(record, status="restoring" if restoring else status)
 

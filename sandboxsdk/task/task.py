@@ -53,6 +53,7 @@ from sandboxsdk.workspace import (
     open_workspace,
     read_noted_names,
     resolve,
+    settle,
 )
 
 from . import history, lease
@@ -534,6 +535,7 @@ class Task:
             layers=self._home.layers,
             since=None if self._record.workspace.path is None else self._record.created_at,
             forked=self._record.family is not None,
+            chosen=self._record.chosen,
         )
 
     def checkpoint_history(self) -> History:
@@ -621,6 +623,7 @@ def make(
     litter.
     """
     home.check_writable()
+    workspace, chosen = settle(workspace, home=home.path)
     record = TaskRecord(
         id=ids.new_id(),
         description=check_description(description),
@@ -628,7 +631,8 @@ def make(
         created_at=clock.now_ns(),
         labels=check_labels(labels),
         parent=check_parent(parent, home),
-        workspace=resolve(workspace, home=home.path),
+        workspace=workspace,
+        chosen=chosen,
         spec=spec.storable(),
     )
     private = record.workspace.mode == "private" and record.workspace.path is not None

@@ -9,6 +9,7 @@ once a path was resolved; nothing in an upper or a frozen layer is modified; `di
 changed, not what exists.
 """
 
+from .choosing import settle
 from .direct import CopiedWorkspace, DirectWorkspace
 from .fitting import Excluded
 from .noting import note_base_names, read_noted_names
@@ -31,4 +32,5 @@ __all__ = [
     "open_workspace",
     "read_noted_names",
     "resolve",
+    "settle",
 ]

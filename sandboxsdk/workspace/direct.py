@@ -202,8 +202,9 @@ class CopiedWorkspace(_Unlayered):
         scans: str,
         since: int | None = None,
         forked: bool = False,
+        chosen: str = "",
     ) -> None:
-        self._since, self._forked = since, forked
+        self._since, self._forked, self._chosen = since, forked, chosen
         self._base = workspace.path
         self._kind = workspace.kind
         self._exclude = excluding(workspace.exclude)
@@ -342,7 +343,7 @@ class CopiedWorkspace(_Unlayered):
 
     def notes(self) -> tuple[str, ...]:
         """See `OpenWorkspace.notes`."""
-        return ()
+        return (f"kind {self._kind} was chosen: {self._chosen}",) if self._chosen else ()
 
     @contextmanager
     def _opened(self) -> Iterator[int]:

@@ -93,8 +93,9 @@ class OverlayWorkspace:
         scans: str,
         layers: Layers,
         since: int | None = None,
+        chosen: str = "",
     ) -> None:
-        self._since = since
+        self._since, self._chosen = since, chosen
         self._base = workspace.path
         self._exclude = excluding(workspace.exclude)
         self._directory = directory
@@ -352,6 +353,8 @@ class OverlayWorkspace:
             " above: each checkpoint looks through them, and a restore writes them back"
         )
         told = [layered, kept]
+        if self._chosen:
+            told.insert(0, f"kind overlay was chosen: {self._chosen}")
         if self._base is not None:
             told += [
                 "rename(2) of a directory that came with the workspace fails: EXDEV; mv copies it",

@@ -14,8 +14,6 @@ from sandboxsdk.errors import WorkspaceInvalid
 from sandboxsdk.model import Workspace
 from sandboxsdk.snapshot import excluding
 
-from .place import carries_no_upper, file_system
-
 # Kernel interfaces and the like: nobody works on them, and a box must not see the host's.
 _SYSTEM = ("/proc", "/sys", "/dev", "/run")
 # Below /run lie users' own runtime directories; below the others lies nothing of a user.
@@ -25,7 +23,7 @@ _HOME_HINT = "choose another directory, or set SANDBOXSDK_HOME to a directory ou
 
 
 def resolve(workspace: Workspace, *, home: str) -> Workspace:
-    """Give the workspace with a real, absolute path and a settled kind.
+    """Give the workspace with a real, absolute path.
 
     Args:
         workspace: as the caller wrote it.
@@ -41,10 +39,7 @@ def resolve(workspace: Workspace, *, home: str) -> Workspace:
     if workspace.path is None and not private:
         raise WorkspaceInvalid(path="None", reason="direct needs a directory", hint=_CHOOSE)
     path = None if workspace.path is None else _checked(workspace.path, home)
-    # "auto" is decided once: what is stored must mean the same when it is opened again.
     kind = workspace.kind if private else "auto"
-    if private and kind == "auto":
-        kind = "copy" if carries_no_upper(file_system(os.stat(home).st_dev)) else "overlay"
     return Workspace(mode=workspace.mode, path=path, kind=kind, exclude=workspace.exclude)
 
 

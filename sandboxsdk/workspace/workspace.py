@@ -202,6 +202,7 @@ def open_workspace(
     layers: Layers,
     since: int | None = None,
     forked: bool = False,
+    chosen: str = "",
 ) -> OpenWorkspace:
     """Open a workspace that went through `resolve`.
 
@@ -212,11 +213,19 @@ def open_workspace(
         since: UTC nanoseconds; what changed in the user's directory after that is told when it is
             captured.
         forked: it begins with what another one had, and so with nothing that is excluded.
+        chosen: why it is of its kind, if that was chosen for it.
     """
     if workspace.mode == "direct":
         return DirectWorkspace(workspace, scans=scans)
     if workspace.kind in ("copy", "reflink"):
         return CopiedWorkspace(
-            workspace, directory=directory, scans=scans, since=since, forked=forked
+            workspace,
+            directory=directory,
+            scans=scans,
+            since=since,
+            forked=forked,
+            chosen=chosen,
         )
-    return OverlayWorkspace(workspace, directory=directory, scans=scans, layers=layers, since=since)
+    return OverlayWorkspace(
+        workspace, directory=directory, scans=scans, layers=layers, since=since, chosen=chosen
+    )

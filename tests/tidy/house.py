@@ -45,7 +45,7 @@ SIGHT = {
     "__main__": ("cli",),
 }
 # Programs that are started, never imported.
-PROGRAMS = {"sandboxsdk.holder.program"}
+PROGRAMS = {"sandboxsdk.holder.probing", "sandboxsdk.holder.program"}
 
 # --- Owners: one per outside thing -------------------------------------------------------------
 

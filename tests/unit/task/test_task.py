@@ -294,6 +294,7 @@ class TestDelete:
         base = tmp_path / "base"
         base.mkdir()
         (base / "file").write_text("mine")
+        Task.create("t", workspace=base, home=home).delete()  # An overlay was tried then.
         before = listing(home.path)
         Task.create("t", workspace=base, home=home).delete()
         assert listing(home.path) == before
@@ -372,6 +373,7 @@ def can_trace():
 @needs_strace
 def test_created_task_is_on_disk_when_create_returns(home, tmp_path, can_trace):
     """Journal, its directory and tasks/ are synced once each, in this order."""
+    Task.create("so that an overlay was tried", home=home)
     log = tmp_path / "log"
     options = ["-y", "-o", str(log), "-e", "trace=fsync,fdatasync,rename,renameat,renameat2"]
     done = traced(CREATE, home.path, options=options)
@@ -409,6 +411,7 @@ KILLED_AT = {
 def test_kill_at_every_step_leaves_the_whole_task_or_none(tmp_path, group, can_trace):
     """Killed at any call that writes, a creation leaves a task that opens, or litter that goes."""
     home = Home(tmp_path / "home")
+    Task.create("next", home=home)  # An overlay was tried then.
     log = tmp_path / "log"
     options = ["-y", "-o", str(log), "-e", f"trace={','.join(KILLED_AT[group])}"]
     done = traced(CREATE, home.path, options=options)

@@ -10,7 +10,7 @@ import pytest
 
 from sandboxsdk.errors import UsageError, WorkspaceInvalid
 from sandboxsdk.model import Workspace
-from sandboxsdk.workspace import resolve
+from sandboxsdk.workspace import resolve, settle
 
 
 @pytest.fixture
@@ -54,8 +54,12 @@ def test_path_becomes_real_and_absolute(
 def test_kind_is_settled(tmp_path: Path, state: str) -> None:
     """What is stored says which kind it is, so that opening it again means the same."""
     (tmp_path / "w").mkdir()
-    assert resolve(Workspace.private(tmp_path / "w"), home=state).kind == "overlay"
-    assert resolve(Workspace.private(None), home=state) == Workspace(kind="overlay")
+    settled, why = settle(Workspace.private(tmp_path / "w"), home=state)
+    assert settled.kind == "overlay"
+    assert why
+    assert settle(Workspace.private(None), home=state)[0] == Workspace(kind="overlay")
+    asked = Workspace.private(tmp_path / "w", kind="copy")
+    assert settle(asked, home=state) == (asked, "")
 
 
 def test_missing_directory_is_refused(tmp_path: Path, state: str) -> None:
