@@ -94,6 +94,13 @@ def _refusal(message: dict[str, Any], plan: BoxPlan) -> Exception:
             "containers' own overlay file systems, or work on a copy of it: "
             'Workspace.private(path, kind="copy")',
         )
+    if "mount_setattr" in text:
+        return CapabilityError(
+            wanted="a box of root on these directories",
+            reason=f"a file system cannot map ids ({text})",
+            hint="keep SANDBOXSDK_HOME, and what is mounted, on ext4, xfs, btrfs or tmpfs and not "
+            "on a container's own overlay, or run as an ordinary user",
+        )
     return HostRefused(what="build box", path=plan.id, reason=text)
 
 

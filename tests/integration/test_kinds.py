@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sandboxsdk import Home, Sandbox, Task, Workspace, disk
+from sandboxsdk.errors import CapabilityError
 from sandboxsdk.workspace import choosing
 
 Mount = Callable[..., Path]
@@ -111,7 +112,11 @@ def test_a_home_on_an_overlay(mounted: Mount, tmp_path: Path) -> None:
     memory = mounted("tmpfs", "memory")
     (memory / "below").mkdir()
     home = Home(layered_on(memory / "below", mounted, "o") / "h")
-    chosen(furnished(tmp_path / "work"), home, "copy", "overlay, which carries no overlay")
+    task = chosen(furnished(tmp_path / "work"), home, "copy", "overlay, which carries no overlay")
+    # Root's boxes map ids, which an overlay does not let be done.
+    with Sandbox(task) as box, pytest.raises(CapabilityError, match="map ids") as caught:
+        box.exec("true")
+    assert "SANDBOXSDK_HOME" in caught.value.hint
 
 
 def test_a_directory_on_an_overlay(mounted: Mount, home: Home, tmp_path: Path) -> None:
