@@ -1,4 +1,4 @@
-"""`python -m benchmarks [DIRECTORY]`: all figures of this step, as a table or as JSON."""
+"""`python -m benchmarks [DIRECTORY | --corpus NAME]`: all figures, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -20,15 +20,22 @@ from . import (
     bench_growth,
     bench_layers,
     bench_task,
+    corpora,
     plotting,
 )
+from .building import Unbuildable
 from .measuring import Figure, machine, shown
 
 
 def main() -> int:
     """Run every benchmark on one directory."""
     typed = _typed()
-    base = os.path.realpath(typed.directory)
+    try:
+        chosen = _chosen(typed)
+    except Unbuildable as error:
+        print(error, file=sys.stderr)
+        return 1
+    base, files = chosen.path, chosen.files
     with tempfile.TemporaryDirectory(dir=typed.home) as scratch:
         home = Home(os.path.join(scratch, "home"))
         if typed.plots:
@@ -37,7 +44,6 @@ def main() -> int:
             groups = _groups(base, home, typed)
             wanted = [typed.only] if typed.only else list(groups)
             found = {name: groups[name]() for name in wanted}
-    files = sum(len(names) for _path, _directories, names in os.walk(base))
     if typed.json:
         figures = {name: [figure._asdict() for figure in rows] for name, rows in found.items()}
         json.dump({"machine": machine(), "files": files, "figures": figures}, sys.stdout, indent=1)
@@ -51,8 +57,12 @@ def main() -> int:
 
 def _typed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    stdlib = sysconfig.get_path("stdlib")
-    parser.add_argument("directory", nargs="?", default=stdlib, help="default: the stdlib's folder")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("directory", nargs="?", help="default: the stdlib's folder")
+    names = corpora.names()
+    where.add_argument("--corpus", choices=names, help="built if it is not there, instead of it")
+    kept = corpora.default_directory()
+    parser.add_argument("--corpus-dir", metavar="DIR", default=kept, help=f"default: {kept}")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--only", metavar="NAME", help="one group of figures")
     parser.add_argument("--json", action="store_true")
@@ -63,6 +73,13 @@ def _typed() -> argparse.Namespace:
     parser.add_argument("--large", action="store_true", help="a million files too, in `by size`")
     parser.add_argument("--plots", metavar="DIRECTORY", help="write how costs grow as SVG there")
     return parser.parse_args()
+
+
+def _chosen(typed: argparse.Namespace) -> corpora.Corpus:
+    if typed.corpus:
+        return corpora.corpus(typed.corpus, typed.corpus_dir)
+    path = os.path.realpath(typed.directory or sysconfig.get_path("stdlib"))
+    return corpora.Corpus(path, corpora.count(path), {})
 
 
 def _groups(

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sandboxsdk.home import Home
@@ -68,6 +68,19 @@ def _listing(directory: str) -> list[bytes]:
     )
 
 
+def _regular_files(root: str) -> Iterator[str]:
+    """Give what can be changed: a repository that comes with the tree would be broken by it."""
+    waiting = [""]
+    while waiting:
+        inner = waiting.pop()
+        with os.scandir(os.path.join(root, inner)) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    yield os.path.join(inner, entry.name)
+                elif entry.is_dir(follow_symlinks=False) and entry.name != ".git":
+                    waiting.append(os.path.join(inner, entry.name))
+
+
 class Side:
     """One of those that are compared."""
 
@@ -76,11 +89,7 @@ class Side:
 
     def __init__(self, root: str, home: Home) -> None:
         self.root, self.home = root, home
-        self.names = sorted(
-            os.path.relpath(path, root)
-            for path in Path(root).rglob("*")
-            if path.is_file() and not path.is_symlink()
-        )
+        self.names = sorted(_regular_files(root))
         self.files = self.spread(_CHANGED)
 
     def spread(self, count: int) -> list[str]:
