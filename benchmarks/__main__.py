@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 from sandboxsdk.home import Home
 
@@ -24,7 +25,8 @@ from . import (
     plotting,
 )
 from .building import Unbuildable
-from .measuring import Figure, machine, shown
+from .machine import machine
+from .measuring import Figure, shown, telling
 
 
 def main() -> int:
@@ -35,23 +37,24 @@ def main() -> int:
     except Unbuildable as error:
         print(error, file=sys.stderr)
         return 1
-    base, files = chosen.path, chosen.files
+    base = chosen.path
     with tempfile.TemporaryDirectory(dir=typed.home) as scratch:
         home = Home(os.path.join(scratch, "home"))
+        facts = machine(scratch, base, _overlay_bwrap())
         if typed.plots:
             found = _plotted(base, home, typed)
         else:
             groups = _groups(base, home, typed)
             wanted = [typed.only] if typed.only else list(groups)
-            found = {name: groups[name]() for name in wanted}
+            found = {}
+            for name in wanted:
+                with telling(name):
+                    found[name] = groups[name]()
     if typed.json:
-        figures = {name: [figure._asdict() for figure in rows] for name, rows in found.items()}
-        json.dump({"machine": machine(), "files": files, "figures": figures}, sys.stdout, indent=1)
-        print()
-    else:
-        print(f"{base}: {files:,} files; {machine()}")
-        for name, rows in found.items():
-            print(shown(name, rows))
+        _write_json(typed, chosen, facts, found)
+    print(f"{base}: {chosen.files:,} files; {facts}")
+    for name, rows in found.items():
+        print(shown(name, rows))
     return 0
 
 
@@ -65,7 +68,7 @@ def _typed() -> argparse.Namespace:
     parser.add_argument("--corpus-dir", metavar="DIR", default=kept, help=f"default: {kept}")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--only", metavar="NAME", help="one group of figures")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", metavar="FILE", help="write all figures and what they are of")
     parser.add_argument("--home", help="where to keep the tasks; default: a temporary directory")
     parser.add_argument("--checkpoints", type=int, default=200, help="of the task with many")
     parser.add_argument("--candidates", type=int, default=200)
@@ -80,6 +83,38 @@ def _chosen(typed: argparse.Namespace) -> corpora.Corpus:
         return corpora.corpus(typed.corpus, typed.corpus_dir)
     path = os.path.realpath(typed.directory or sysconfig.get_path("stdlib"))
     return corpora.Corpus(path, corpora.count(path), {})
+
+
+def _write_json(
+    typed: argparse.Namespace,
+    base: corpora.Corpus,
+    facts: dict[str, Any],
+    found: dict[str, list[Figure]],
+) -> None:
+    """Write what can be compared with other machines; so it names no directory."""
+    options = {name: getattr(typed, name) for name in _OPTIONS}
+    told = {
+        "machine": facts,
+        "options": options,
+        "corpus": {"name": typed.corpus, "files": base.files, "made of": base.made_of},
+        "figures": {name: [_told(row) for row in rows] for name, rows in found.items()},
+    }
+    os.makedirs(os.path.dirname(os.path.abspath(typed.json)), exist_ok=True)
+    with open(typed.json, "w", encoding="utf-8") as file:
+        json.dump(told, file, indent=1)
+        file.write("\n")
+
+
+_OPTIONS = ("only", "rounds", "checkpoints", "candidates", "file_mib", "large")
+
+
+def _told(figure: Figure) -> dict[str, Any]:
+    """Leave out what a figure does not have."""
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in figure._asdict().items()
+        if value not in {None, "", 0} or name == "median"
+    }
 
 
 def _groups(

@@ -60,10 +60,10 @@ def candidates(base: str, home: Home, *, bwrap: str, count: int) -> list[Figure]
     note = f"  (scaled from {_COPIES})"
     return [
         *figures,
-        Figure(f"{title}: forks", tried, None, tried / scaled, "cp -a"),
-        Figure(f"{title}: cp -a and bare bwrap", scaled, None, None, "", note=note),
-        Figure(f"{title}: from create to applied", total, None, None, ""),
-        Figure(f"{title}: disk taken in the home", used / 1024, None, None, "", "KiB"),
+        Figure(f"{title}: forks", tried, tried / scaled, "cp -a"),
+        Figure(f"{title}: cp -a and bare bwrap", scaled, note=note),
+        Figure(f"{title}: from create to applied", total),
+        Figure(f"{title}: disk taken in the home", used / 1024, unit="KiB"),
     ]
 
 

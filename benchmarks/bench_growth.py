@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -23,16 +23,15 @@ _MARKS = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 class Point(NamedTuple):
-    """Milliseconds of one step, of one side, where there are `at` files or checkpoints."""
+    """Milliseconds of one step where there are `at` files or checkpoints."""
 
     step: str
     at: int
-    median: float
-    fastest: float
+    times: Sequence[float]
 
-    @classmethod
-    def of(cls, step: str, at: int, times: list[float]) -> Point:
-        return cls(step, at, statistics.median(times), min(times))
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times)
 
 
 def by_size(base: str, home: Home, *, bwrap: str, rounds: int, large: bool) -> list[Point]:
@@ -88,7 +87,7 @@ def _steps(
 def _points(taken: dict[int, Taken]) -> list[Point]:
     steps = dict.fromkeys(step for one in taken.values() for step in one.steps())
     return [
-        Point.of(step, at, one.times(step, ""))
+        Point(step, at, one.times(step, ""))
         for step in steps
         for at, one in taken.items()
         if step in one.steps()
@@ -145,10 +144,9 @@ def figures(points: list[Point], unit: str) -> list[Figure]:
     found = []
     for point in points:
         smallest = min((one for one in points if one.step == point.step), key=lambda one: one.at)
-        ratio = None if point is smallest else point.median / smallest.median
-        name = f"{point.step}: {point.at:,} {unit}"
-        peer = f"that of {smallest.at:,}"
-        found.append(Figure(name, point.median, point.fastest, ratio, peer))
+        name, peer = f"{point.step}: {point.at:,} {unit}", f"that of {smallest.at:,}"
+        peer_median = None if point is smallest else smallest.median
+        found.append(Figure.of(name, point.times, peer=peer, peer_median=peer_median))
     return found
 
 
@@ -156,7 +154,7 @@ def git_ratios(points: list[Point], peer: str = "git add -A, write-tree") -> lis
     """Give our checkpoints again, with ratios to git at the same size."""
     theirs = {point.at: point.median for point in points if point.step == peer}
     return [
-        Figure(f"checkpoint: {p.at:,} files", p.median, p.fastest, p.median / theirs[p.at], peer)
+        Figure.of(f"checkpoint: {p.at:,} files", p.times, peer=peer, peer_median=theirs[p.at])
         for p in points
         if p.step == "checkpoint" and p.at in theirs
     ]

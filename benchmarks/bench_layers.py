@@ -91,9 +91,7 @@ def _first(base: str, home: Home, scratch: Path, rounds: int) -> list[Figure]:
         begin("directory seen before", home)
     keeper.delete()
     return taken.figures(*_PEERS) + [
-        Figure(
-            f"first checkpoint, added to the store: {who}", max(sizes), min(sizes), None, "", "B"
-        )
+        Figure.of(f"first checkpoint, added to the store: {who}", sizes, unit="B")
         for who, sizes in new_bytes.items()
     ]
 
@@ -161,8 +159,7 @@ def _forks(base: str, home: Home, scratch: Path, rounds: int) -> list[Figure]:
     ours.end()
     shutil.rmtree(git.root)
     return taken.figures("cp -a", "git worktree add") + [
-        Figure(f"disk used by a fork, {when}", max(sizes), min(sizes), None, "", "B")
-        for when, sizes in used.items()
+        Figure.of(f"disk used by a fork, {when}", sizes, unit="B") for when, sizes in used.items()
     ]
 
 
@@ -228,10 +225,10 @@ def _one_page(home: Home, scratch: Path, mib: int, *, checkpoints: int = 20) -> 
     parts = ", ".join(f"{name} {disk_used(path) / size:.2f}" for name, path in kinds.items())
     name = f"disk after {checkpoints} of these, in sizes of the file"
     all_bytes = disk_used(*kinds.values()) / size
-    figures.append(Figure(f"{name}: private", all_bytes, None, None, "", "x", f"({parts})"))
+    figures.append(Figure(f"{name}: private", all_bytes, unit="x", note=f"({parts})"))
     if restic is not None:
         kept = disk_used(restic.repository) / size
-        figures.append(Figure(f"{name}: restic", kept, None, None, "", "x", "(its repository)"))
+        figures.append(Figure(f"{name}: restic", kept, unit="x", note="(its repository)"))
     task.delete()
     return figures
 
@@ -248,7 +245,7 @@ def _docker(base: str, home: Home, rounds: int) -> Figure:
     try:
         docker("version", "--format", "{{.Server.Version}}", timeout=10)
     except (OSError, subprocess.SubprocessError):
-        return Figure(name, None, None, None, "", note="  (no docker engine answers)")
+        return Figure(name, note="  (no docker engine answers)")
     taken = Taken()
     files = Side(base, home).files
     with subprocess.Popen(["tar", "-C", base, "-c", "."], stdout=subprocess.PIPE) as tar:

@@ -68,10 +68,7 @@ def whole_run(base: str, home: Home, *, rounds: int) -> list[Figure]:
 
     for _turn in range(rounds + 2):
         once()
-    return [
-        Figure(step, sorted(taken[2:])[len(taken[2:]) // 2], min(taken[2:]), None, "")
-        for step, taken in times.items()
-    ]
+    return [Figure.of(step, taken[2:]) for step, taken in times.items()]
 
 
 _STEPS = (

@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
 
 _Result = TypeVar("_Result")
 
 
 class Figure(NamedTuple):
-    """One thing in milliseconds, unless its unit says otherwise; no median: not measured."""
+    """One thing in milliseconds, unless its unit says otherwise; no median: not measured.
+
+    `ratio` is that of its median to the peer's.
+    """
 
     name: str
-    median: float | None
-    fastest: float | None
-    ratio: float | None
-    peer: str
+    median: float | None = None
+    ratio: float | None = None
+    peer: str = ""
     unit: str = "ms"
     note: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    times: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        values: Sequence[float],
+        *,
+        peer: str = "",
+        peer_median: float | None = None,
+        unit: str = "ms",
+    ) -> Figure:
+        """Sum up what was measured several times."""
+        median = statistics.median(values)
+        ratio = None if peer_median is None else median / peer_median
+        minimum, maximum = min(values), max(values)
+        there = "" if ratio is None else peer
+        return cls(name, median, ratio, there, unit, "", minimum, maximum, len(values))
 
 
 class Taken:
@@ -56,20 +79,12 @@ class Taken:
         medians = {who: statistics.median(taken) for who, taken in times.items()}
         there = [peer for peer in peers if peer in times]
         ours = [
-            Figure(
-                f"{step}: {who}",
-                medians[who],
-                min(taken),
-                medians[who] / medians[peer] if peer else None,
-                peer,
-            )
+            Figure.of(f"{step}: {who}", taken, peer=peer, peer_median=medians.get(peer))
             for peer in there or [""]
             for who, taken in times.items()
             if who not in there
         ]
-        return ours + [
-            Figure(f"{step}: {peer}", medians[peer], min(times[peer]), None, "") for peer in there
-        ]
+        return ours + [Figure.of(f"{step}: {peer}", times[peer]) for peer in there]
 
 
 def in_turns(
@@ -91,15 +106,17 @@ def in_turns(
     *_, peer = doers
     floor = statistics.median(taken[peer])
     return [
-        Figure(
-            name,
-            statistics.median(times),
-            min(times),
-            None if name == peer else statistics.median(times) / floor,
-            peer,
-        )
+        Figure.of(name, times, peer=peer, peer_median=None if name == peer else floor)
         for name, times in taken.items()
     ]
+
+
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Say on standard error how long the block took, so that one can see what it waits for."""
+    began = time.perf_counter()
+    yield
+    print(f"{what}: {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
 
 
 def disk_used(*paths: str) -> int:
@@ -112,17 +129,6 @@ def disk_used(*paths: str) -> int:
     return sum(int(line.split("\t")[0]) for line in told.splitlines())
 
 
-def machine() -> dict[str, Any]:
-    """Say what this was measured on."""
-    return {
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "processors": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "root": os.geteuid() == 0,
-    }
-
-
 def shown(title: str, figures: list[Figure]) -> str:
     """Give a table for people."""
     lines = [title]
@@ -130,7 +136,7 @@ def shown(title: str, figures: list[Figure]) -> str:
         value = "not measured"
         if figure.median is not None:
             value = f"{figure.median:12,.2f} {figure.unit}"
-        fastest = "" if figure.fastest is None else f"  (min {figure.fastest:,.2f})"
+        minimum = "" if figure.minimum is None else f"  (min {figure.minimum:,.2f})"
         ratio = "" if figure.ratio is None else f"{figure.ratio:6.2f}x {figure.peer}"
-        lines.append(f"  {figure.name:<52} {value}{fastest}  {ratio}{figure.note}".rstrip())
+        lines.append(f"  {figure.name:<52} {value}{minimum}  {ratio}{figure.note}".rstrip())
     return "\n".join(lines)
