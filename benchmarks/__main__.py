@@ -16,6 +16,7 @@ from sandboxsdk.home import Home
 from . import (
     bench_candidates,
     bench_checkpoint,
+    bench_docker,
     bench_exec,
     bench_giving_back,
     bench_growth,
@@ -142,6 +143,7 @@ def _groups(
             checkpoints=typed.checkpoints,
             file_mib=typed.file_mib,
         ),
+        "docker": lambda: bench_docker.commits(base, home, rounds=few),
         "layers by size": lambda: _size_figures(_by_size(base, home, typed)),
         "layers by count": lambda: bench_growth.figures(
             _by_count(base, home, typed), "checkpoints"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from sandboxsdk.sandbox import Sandbox
 from sandboxsdk.task import Task
 
 from .bench_checkpoint import Git, Private, Restic, Side, copied
+from .bench_docker import commits
 from .bench_exec import bare
 from .measuring import Figure, Taken, disk_used, in_turns
 
@@ -39,8 +39,7 @@ def layers(
         figures += _later(base, home, scratch, rounds)
         figures += _forks(base, home, scratch, rounds)
         figures += _execs(base, home, scratch, bwrap, checkpoints)
-        figures += _one_page(home, scratch, file_mib)
-        return [*figures, _docker(base, home, rounds)]
+        return figures + _one_page(home, scratch, file_mib) + commits(base, home, rounds=rounds)
 
 
 @contextmanager
@@ -231,34 +230,3 @@ def _one_page(home: Home, scratch: Path, mib: int, *, checkpoints: int = 20) -> 
         figures.append(Figure(f"{name}: restic", kept, unit="x", note="(its repository)"))
     task.delete()
     return figures
-
-
-def _docker(base: str, home: Home, rounds: int) -> Figure:
-    """Time `docker commit` of a container with 20 changed files, if an engine answers."""
-    name = "docker commit, 20 files changed"
-
-    def docker(*words: str, **how: object) -> str:
-        command = ["docker", *words]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, **how)
-        return done.stdout.strip()
-
-    try:
-        docker("version", "--format", "{{.Server.Version}}", timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return Figure(name, note="  (no docker engine answers)")
-    taken = Taken()
-    files = Side(base, home).files
-    with subprocess.Popen(["tar", "-C", base, "-c", "."], stdout=subprocess.PIPE) as tar:
-        image = docker("import", "-", "sandboxsdk-bench", stdin=tar.stdout)
-    container = docker("create", image, "none")
-    images = [image]
-    try:
-        for _turn in range(rounds):
-            words = ["tar", "-C", base, "--mtime=now", "-c", "--", *files]
-            with subprocess.Popen(words, stdout=subprocess.PIPE) as tar:
-                docker("cp", "-", f"{container}:/", stdin=tar.stdout)
-            images.append(taken.timed(name, "docker", lambda: docker("commit", container)))
-    finally:
-        docker("rm", "-f", container)
-        docker("rmi", "-f", *reversed(images))
-    return taken.figures()[0]
