@@ -1,4 +1,4 @@
-"""`python -m benchmarks [DIRECTORY | --corpus NAME]`: all figures, as a table or as JSON."""
+"""`python -m benchmarks [DIRECTORY | --corpus NAME]`: all figures, as a table, JSON and plots."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ from .measuring import Figure, shown, telling
 
 
 def main() -> int:
-    """Run every benchmark on one directory."""
+    """Run benchmarks on one directory."""
     typed = _typed()
     try:
-        chosen = _chosen(typed)
+        base = _base(typed)
+        trees = _sizes(base, typed)
     except Unbuildable as error:
         print(error, file=sys.stderr)
         return 1
-    base = chosen.path
     with tempfile.TemporaryDirectory(dir=typed.home) as scratch:
         home = Home(os.path.join(scratch, "home"))
-        facts = machine(scratch, base, _overlay_bwrap())
+        facts = machine(scratch, base.path, _overlay_bwrap())
         if typed.plots:
-            found = _plotted(base, home, typed)
+            found = _plotted(base, trees, home, typed)
         else:
-            groups = _groups(base, home, typed)
+            groups = _groups(base.path, trees, home, typed)
             wanted = [typed.only] if typed.only else list(groups)
             found = {}
             for name in wanted:
                 with telling(name):
                     found[name] = groups[name]()
     if typed.json:
-        _write_json(typed, chosen, facts, found)
-    print(f"{base}: {chosen.files:,} files; {facts}")
+        _write_json(typed, base, facts, found)
+    print(f"{base.path}: {base.files:,} files; {facts}")
     for name, rows in found.items():
         print(shown(name, rows))
     return 0
@@ -75,15 +75,24 @@ def _typed() -> argparse.Namespace:
     parser.add_argument("--candidates", type=int, default=200)
     parser.add_argument("--file-mib", type=int, default=1024, help="the large file")
     parser.add_argument("--large", action="store_true", help="a million files too, in `by size`")
-    parser.add_argument("--plots", metavar="DIRECTORY", help="write how costs grow as SVG there")
+    parser.add_argument("--plots", metavar="DIR", help="write how costs grow as SVG there")
     return parser.parse_args()
 
 
-def _chosen(typed: argparse.Namespace) -> corpora.Corpus:
+def _base(typed: argparse.Namespace) -> corpora.Corpus:
     if typed.corpus:
         return corpora.corpus(typed.corpus, typed.corpus_dir)
     path = os.path.realpath(typed.directory or sysconfig.get_path("stdlib"))
     return corpora.Corpus(path, corpora.count(path), {})
+
+
+def _sizes(base: corpora.Corpus, typed: argparse.Namespace) -> list[str]:
+    """Give the directories of `by size`, if that is asked for: they take a while to build."""
+    if not typed.plots and typed.only not in {None, "layers by size"}:
+        return []
+    made = ["small", *(["million"] if typed.large else [])]
+    others = [corpora.corpus(name, typed.corpus_dir) for name in made]
+    return list(dict.fromkeys(one.path for one in (others[0], base, *others[1:])))
 
 
 def _write_json(
@@ -119,7 +128,7 @@ def _told(figure: Figure) -> dict[str, Any]:
 
 
 def _groups(
-    base: str, home: Home, typed: argparse.Namespace
+    base: str, trees: list[str], home: Home, typed: argparse.Namespace
 ) -> dict[str, Callable[[], list[Figure]]]:
     bwrap = _overlay_bwrap()
     few = max(typed.rounds // 5, 3)
@@ -144,7 +153,7 @@ def _groups(
             file_mib=typed.file_mib,
         ),
         "docker": lambda: bench_docker.commits(base, home, rounds=few),
-        "layers by size": lambda: _size_figures(_by_size(base, home, typed)),
+        "layers by size": lambda: _size_figures(_by_size(trees, home, typed)),
         "layers by count": lambda: bench_growth.figures(
             _by_count(base, home, typed), "checkpoints"
         ),
@@ -154,10 +163,13 @@ def _groups(
     }
 
 
-def _plotted(base: str, home: Home, typed: argparse.Namespace) -> dict[str, list[Figure]]:
+def _plotted(
+    base: corpora.Corpus, trees: list[str], home: Home, typed: argparse.Namespace
+) -> dict[str, list[Figure]]:
     """Measure how costs grow, draw it, and give the same as figures."""
-    sizes, counts = _by_size(base, home, typed), _by_count(base, home, typed)
-    for path in plotting.write_plots(typed.plots, sizes, counts, base):
+    sizes, counts = _by_size(trees, home, typed), _by_count(base.path, home, typed)
+    title = f"{typed.corpus or os.path.basename(base.path)}, {base.files:,} files"
+    for path in plotting.write_plots(typed.plots, sizes, counts, title):
         print(f"wrote {path}", file=sys.stderr)
     return {
         "layers by size": _size_figures(sizes),
@@ -165,11 +177,9 @@ def _plotted(base: str, home: Home, typed: argparse.Namespace) -> dict[str, list
     }
 
 
-def _by_size(base: str, home: Home, typed: argparse.Namespace) -> list[bench_growth.Point]:
+def _by_size(trees: list[str], home: Home, typed: argparse.Namespace) -> list[bench_growth.Point]:
     rounds = max(typed.rounds // 5, 3)
-    return bench_growth.by_size(
-        base, home, bwrap=_overlay_bwrap(), rounds=rounds, large=typed.large
-    )
+    return bench_growth.by_size(trees, home, bwrap=_overlay_bwrap(), rounds=rounds)
 
 
 def _size_figures(points: list[bench_growth.Point]) -> list[Figure]:

@@ -171,6 +171,11 @@ class Git(Side):
         done = subprocess.run(command, check=True, capture_output=True, cwd=self.root, text=True)
         return done.stdout.strip()
 
+    def begin(self) -> None:
+        """Keep all of it for the first time, in one pack, and not in a file for each file."""
+        self._run("-c", "core.bigFileThreshold=1", "add", "-A", "-f")
+        self._run("write-tree")
+
     def keep(self) -> None:
         self._run("add", "-A", "-f")
         self._run("write-tree")

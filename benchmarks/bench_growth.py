@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
@@ -15,11 +14,11 @@ from sandboxsdk.home import Home
 from .bench_checkpoint import Git, Private, copied
 from .bench_exec import bare
 from .bench_layers import grow, scratch_beside
-from .measuring import Figure, Taken
+from .measuring import Figure, Taken, telling
 
-LARGE = 1_000_000
-_IN_ONE_DIRECTORY = 500
 _MARKS = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000)
+_COPIES = 3
+_COPIED_OFTEN = 20_000  # files; a larger tree is copied once, which takes minutes
 
 
 class Point(NamedTuple):
@@ -34,37 +33,38 @@ class Point(NamedTuple):
         return statistics.median(self.times)
 
 
-def by_size(base: str, home: Home, *, bwrap: str, rounds: int, large: bool) -> list[Point]:
-    """Time the same steps on a part of the directory, on all of it, and on generated files.
-
-    Args:
-        large: generate them, a million.
-    """
+def by_size(trees: Sequence[str], home: Home, *, bwrap: str, rounds: int) -> list[Point]:
+    """Time the same steps on trees of several sizes, in turns."""
     with scratch_beside(home) as scratch, ExitStack() as stack:
-        trees = [_part(base), base]
-        if large:
-            trees.append(_generated(scratch / "generated", LARGE))
-        sides: list[tuple[Private, Git, Callable[[], object]]] = []
+        sides: list[tuple[Taken, Private, Git, Callable[[], object]]] = []
+        taken: dict[int, Taken] = {}
         for number, tree in enumerate(trees):
             place = scratch / str(number)
             place.mkdir()
-            ours = Private(tree, home)
-            stack.callback(ours.end)
-            ours.keep()
-            git = Git(copied(tree, place / "git"), home)
-            git.keep()
-            sides.append((ours, git, bare(bwrap, tree, str(place))))
-        taken = {len(ours.names): Taken() for ours, *_ in sides}
-        for turn in range(rounds):
-            for ours, git, alone in sides:
-                _steps(taken[len(ours.names)], turn, ours, git, alone)
-        for ours, *_ in sides:
-            for turn in range(min(rounds, 3)):
-                target = str(scratch / f"copy-{turn}")
-                copy = lambda f=ours.root, t=target: copied(f, Path(t))  # noqa: E731
-                taken[len(ours.names)].timed("cp -a", "", copy)
-                shutil.rmtree(target)
-    return _points(taken)
+            with telling(f"growth: first checkpoint of {tree}"):
+                ours = Private(tree, home)
+                stack.callback(ours.end)
+                ours.keep()
+            times = taken[len(ours.names)] = Taken()
+            with telling(f"growth: copies of {len(ours.names):,} files, and the first `git add`"):
+                git = Git(_copies(tree, place, len(ours.names), times), home)
+                git.begin()
+            sides.append((times, ours, git, bare(bwrap, tree, str(place))))
+        with telling(f"growth: {rounds} rounds of {len(sides)} sizes"):
+            for turn in range(rounds):
+                for times, ours, git, alone in sides:
+                    _steps(times, turn, ours, git, alone)
+        return _points(taken)
+
+
+def _copies(tree: str, place: Path, files: int, times: Taken) -> str:
+    """Time copying the tree; gives the one that is left."""
+    kept = times.timed("cp -a", "", lambda: copied(tree, place / "git"))
+    for turn in range(1, _COPIES if files <= _COPIED_OFTEN else 1):
+        target = place / str(turn)
+        times.timed("cp -a", "", lambda t=target: copied(tree, t))
+        shutil.rmtree(target)
+    return kept
 
 
 def _steps(
@@ -94,25 +94,6 @@ def _points(taken: dict[int, Taken]) -> list[Point]:
     ]
 
 
-def _part(base: str) -> str:
-    """Give the directory below whose number of files is nearest to a tenth."""
-    counts: dict[str, int] = {}
-    for path, directories, names in os.walk(base, topdown=False):
-        counts[path] = len(names) + sum(
-            counts.get(os.path.join(path, name), 0) for name in directories
-        )
-    return min(counts, key=lambda path: abs(counts[path] - counts[base] / 10))
-
-
-def _generated(target: Path, count: int) -> str:
-    for number in range(0, count, _IN_ONE_DIRECTORY):
-        directory = target / f"{number // 50_000:03}" / f"{number:07}"
-        directory.mkdir(parents=True)
-        for one in range(number, min(number + _IN_ONE_DIRECTORY, count)):
-            (directory / f"{one:07}.txt").write_text(f"file {one}\n")
-    return str(target)
-
-
 def by_count(base: str, home: Home, *, bwrap: str, rounds: int, checkpoints: int) -> list[Point]:
     """Time the same steps where a task has more and more checkpoints."""
     marks = [mark for mark in _MARKS if mark < checkpoints] + [checkpoints]
@@ -122,10 +103,12 @@ def by_count(base: str, home: Home, *, bwrap: str, rounds: int, checkpoints: int
         ours = Private(base, home)
         try:
             for mark in marks:
-                grow(ours, mark)
-                _first_and_back(taken[mark], ours)
-                for turn in range(rounds):
-                    _steps(taken[mark], mark + turn, ours, None, alone)
+                with telling(f"growth: up to {mark:,} checkpoints"):
+                    grow(ours, mark)
+                    if mark > 1:
+                        _first_and_back(taken[mark], ours)
+                    for turn in range(rounds):
+                        _steps(taken[mark], mark + turn, ours, None, alone)
         finally:
             ours.end()
     return _points(taken)
@@ -136,7 +119,7 @@ def _first_and_back(taken: Taken, ours: Private) -> None:
     *_, first = ours.task.checkpoints()
     back = lambda: ours.box.restore(first, save_current=False)  # noqa: E731
     taken.timed("restore of the oldest", "", back)
-    taken.timed("restore of the newest after that", "", ours.go_back)
+    taken.timed("restore of the newest", "", ours.go_back)
 
 
 def figures(points: list[Point], unit: str) -> list[Figure]:

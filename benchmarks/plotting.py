@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -12,11 +11,23 @@ from xml.sax.saxutils import escape
 from .bench_growth import Point
 
 _WIDTH, _HEIGHT = 800, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 560, 44, 350
-_LEGEND, _LEGEND_STEP = 585, 24
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 590, 44, 350
+_LABELS, _LABEL_STEP = 620, 18
 _INK, _FAINT, _FAINTER = "#1a1a1a", "#c8c8c8", "#ececec"
-# Told apart by people who do not see all colours, and dark enough on white.
-_COLOURS = ("#0060a8", "#c04000", "#007a55", "#9b2f78", "#7a5c00", "#404040", "#2a8fc4", "#8a1c1c")
+# The same in all plots, told apart by people who do not see all colours, and dark enough on white;
+# peers are grey.
+_COLOURS = {
+    "checkpoint": "#0060a8",
+    "restore": "#c04000",
+    "restore of the oldest": "#7a5c00",
+    "restore of the newest": "#8a1c1c",
+    "fork": "#007a55",
+    "fork's first command": "#9b2f78",
+    "exec": "#2a7fb4",
+    "bare bwrap": "#606060",
+    "cp -a": "#606060",
+    "git add -A, write-tree": "#606060",
+}
 
 
 class Line(NamedTuple):
@@ -62,26 +73,23 @@ def plot(title: str, across: str, lines: Sequence[Line]) -> str:
         *_grid_across(horizontal, xs),
         _text((_LEFT + _RIGHT) / 2, _HEIGHT - 10, across, anchor="middle"),
     ]
-    # In the order of their ends, as the eye finds them.
-    ordered = sorted(lines, key=lambda line: -line.points[-1][1])
-    for number, (line, colour) in enumerate(zip(ordered, itertools.cycle(_COLOURS), strict=False)):
-        parts += _drawn(line, colour, horizontal, vertical)
-        parts += _legend(line, colour, _TOP + 12 + number * _LEGEND_STEP)
+    for line in lines:
+        parts += _drawn(line, horizontal, vertical)
+    parts += _labels(lines, horizontal, vertical)
     return "\n".join([*parts, "</svg>", ""])
 
 
 def write_plots(
-    directory: str, sizes: Sequence[Point], counts: Sequence[Point], base: str
+    directory: str, sizes: Sequence[Point], counts: Sequence[Point], counted_on: str
 ) -> list[str]:
     """Write the plots of both kinds of growth; gives their paths."""
     os.makedirs(directory, exist_ok=True)
-    name = os.path.basename(base)
     drawn = {
         "cost-by-size.svg": plot(
             "Cost by size of the directory (20 files changed)", "files in the directory", _of(sizes)
         ),
         "cost-by-count.svg": plot(
-            f"Cost by number of checkpoints ({name})", "checkpoints of the task", _of(counts)
+            f"Cost by number of checkpoints ({counted_on})", "checkpoints of the task", _of(counts)
         ),
     }
     paths = [os.path.join(directory, name) for name in drawn]
@@ -144,22 +152,43 @@ def _duration(milliseconds: float) -> str:
     return f"{milliseconds:g} ms"
 
 
-def _drawn(line: Line, colour: str, across: _Axis, up: _Axis) -> list[str]:
+def _drawn(line: Line, across: _Axis, up: _Axis) -> list[str]:
+    colour = _colour(line)
     places = [(across.at(x), up.at(y)) for x, y in line.points]
     joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in places]
-    return [_path(joined, line, colour), *dots]
-
-
-def _path(points: str, line: Line, colour: str) -> str:
     dashes = ' stroke-dasharray="7 4"' if line.peer else ""
-    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>'
+    path = f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>'
+    return [path, *dots]
 
 
-def _legend(line: Line, colour: str, y: float) -> list[str]:
-    start, end = _LEGEND, _LEGEND + 28
-    return [
-        _path(f"{start},{y} {end},{y}", line, colour),
-        f'<circle cx="{(start + end) / 2}" cy="{y}" r="3.5" fill="{colour}"/>',
-        _text(end + 8, y + 5, line.label, more='font-size="13"'),
-    ]
+def _labels(lines: Sequence[Line], across: _Axis, up: _Axis) -> list[str]:
+    """Write each line's name where it ends, as far from the next one as text needs."""
+    ends = sorted(
+        (up.at(line.points[-1][1]), across.at(line.points[-1][0]), line) for line in lines
+    )
+    heights = spread([height for height, _, _ in ends], _LABEL_STEP, _BOTTOM)
+    parts = []
+    for (height, x, line), label in zip(ends, heights, strict=True):
+        colour = _colour(line)
+        parts += [
+            _rule(x + 6, height, _LABELS - 6, label, colour),
+            _text(_LABELS, label + 4, line.label, more=f'font-size="13" style="fill:{colour}"'),
+        ]
+    return parts
+
+
+def spread(heights: Sequence[float], step: float, lowest: float) -> list[float]:
+    """Move ascending heights apart, down first, and up where that led below the lowest."""
+    apart: list[float] = []
+    for height in heights:
+        apart.append(max(height, apart[-1] + step) if apart else height)
+    limit = lowest
+    for number in reversed(range(len(apart))):
+        apart[number] = min(apart[number], limit)
+        limit = apart[number] - step
+    return apart
+
+
+def _colour(line: Line) -> str:
+    return _COLOURS.get(line.label, _INK)
