@@ -160,11 +160,7 @@ class Catalog:
             for pack, size in sizes.items()
             if size > (rows[pack].size if pack in rows else -1) and self._is_behind(pack, rows)
         ]
-        shrunk = {
-            pack: sizes.get(pack, -1)
-            for pack, row in rows.items()
-            if sizes.get(pack, -1) < row.size
-        }
+        shrunk = self._shrunk(rows)
         if not behind and not shrunk:
             return
         if self._read_only and self.index.path:
@@ -175,6 +171,19 @@ class Catalog:
             # Else somebody takes away just now: next time.
             if had:
                 self._bring_up(behind, shrunk)
+
+    def _shrunk(self, rows: dict[str, PackRow]) -> dict[str, int]:
+        """Give the lengths of the packs that are shorter than they were, or gone (-1)."""
+        found = {p for p, row in rows.items() if self._sizes.get(p, -1) < row.size}
+        if found:
+            # A writer may have made it longer, and said so, after it was looked at.
+            with translated("list", self._files.shown("packs")):
+                self._sizes.update(self._files.pack_sizes())
+        return {
+            pack: self._sizes.get(pack, -1)
+            for pack in found
+            if self._sizes.get(pack, -1) < rows[pack].size
+        }
 
     def _is_behind(self, pack: str, rows: dict[str, PackRow]) -> bool:
         own = self._own().get(pack)
@@ -195,13 +204,14 @@ class Catalog:
         for pack, row in behind:
             # What cannot be noted down now is read without.
             with contextlib.suppress(HostFull, HostRefused, FileNotFoundError):
-                self._catch_up(pack, max(row.size if row else 0, PACK_HEADER_BYTES))
+                self._catch_up(pack, row)
 
-    def _catch_up(self, pack: str, start: int) -> None:
-        found = self._settled(pack, start)
+    def _catch_up(self, pack: str, row: PackRow | None) -> None:
+        found = self._settled(pack, max(row.size if row else 0, PACK_HEADER_BYTES))
         if found is not None:
             frames, size, end = found
-            self.index.catch_up(pack, start, frames, size, end)
+            # What others have noted down since is more than we saw.
+            self.index.catch_up(pack, row, frames, size, end)
 
     def _settled(self, pack: str, start: int) -> tuple[list[Frame], int, int] | None:
         """Give the frames of a pack that are whole and on disk, its size, and where they end.

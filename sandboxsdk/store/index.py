@@ -221,6 +221,12 @@ class Index:
             found[name] = PackRow(size, end)
         return found
 
+    def _row(self, pack: str) -> PackRow | None:
+        rows = self._database.query(
+            "SELECT size, end FROM packs WHERE number = ?", (_number(pack),)
+        )
+        return PackRow(*rows[0]) if rows else None
+
     def segments(self, pack: str) -> list[SegmentRow]:
         """Give the known frames of a pack, by offset."""
         with self._guard:
@@ -272,14 +278,28 @@ class Index:
             self._note(pack, end, end)
         return True
 
-    def catch_up(self, pack: str, start: int, frames: Iterable[Frame], size: int, end: int) -> None:
-        """Note down what lies in a pack from `start` on and is on disk; known places stay."""
+    def catch_up(
+        self, pack: str, seen: PackRow | None, frames: Iterable[Frame], size: int, end: int
+    ) -> bool:
+        """Note down what lies in a pack behind what was known, and is on disk; known places stay.
+
+        Args:
+            seen: what was known of the pack before it was looked at.
+
+        Returns:
+            False, and nothing is changed, if more is known of it by now: somebody else has looked
+            at it too, and may have gone on writing it.
+        """
         with self._guard, self._database.transaction():
+            if self._row(pack) != seen:
+                return False
+            start = seen.size if seen else 0
             self._database.query(
                 "DELETE FROM segments WHERE pack = ? AND start >= ?", (_number(pack), start)
             )
             self._insert(pack, frames, _PUT + _REPLACE + _IF_GONE)
             self._note(pack, size, end)
+        return True
 
     def register(self, pack: str, size: int) -> None:
         """Note down a new pack, of which nothing is known yet."""

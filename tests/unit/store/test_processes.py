@@ -175,3 +175,67 @@ def test_what_is_committed_while_an_index_is_made_stays_known(tmp_path, monkeypa
     finally:
         first.close()
         second.close()
+
+
+def test_what_is_committed_while_a_pack_is_caught_up_with_stays_known(tmp_path, monkeypatch):
+    """A writer was killed before it noted down what it had committed. Somebody looks at its pack;
+    before that is noted down, somebody else does it too, and goes on writing the pack.
+    """
+    path = str(tmp_path / "store")
+    killed, slow, quick = Store(path), Store(path), Store(path)
+    stored: set[bytes] = set()
+
+    def commit(store: Store) -> None:
+        with store.writing() as writer:
+            stored.add(writer.add(BLOB, b"number %d" % len(stored)))
+            writer.commit()
+
+    try:
+        commit(killed)
+        with monkeypatch.context() as patch:
+            patch.setattr(killed._catalog, "note", lambda *_: None)
+            commit(killed)
+        killed.close()
+        settled = slow._catalog._settled
+
+        def look(*arguments):
+            found = settled(*arguments)
+            monkeypatch.undo()
+            commit(quick)
+            return found
+
+        monkeypatch.setattr(slow._catalog, "_settled", look)
+        assert slow.has(()) == set()
+        assert len(list(Path(path, "packs").iterdir())) == 1
+        assert slow.has(stored) == quick.has(stored) == stored
+        assert not slow.verify("content").problems
+    finally:
+        slow.close()
+        quick.close()
+
+
+def test_a_pack_that_grows_while_it_is_looked_at_has_not_shrunk(tmp_path, monkeypatch):
+    """What is committed between a look at the packs and one at the index counts as no loss."""
+    path = str(tmp_path / "store")
+    first, second = Store(path), Store(path)
+
+    def commit(data: bytes) -> None:
+        with first.writing() as writer:
+            writer.add(BLOB, data)
+            writer.commit()
+
+    try:
+        commit(b"one")
+        generation = second.generation
+        packs = second._catalog.index.packs
+
+        def ask():
+            monkeypatch.undo()
+            commit(b"two")
+            return packs()
+
+        monkeypatch.setattr(second._catalog.index, "packs", ask)
+        assert second.generation == generation
+    finally:
+        first.close()
+        second.close()
