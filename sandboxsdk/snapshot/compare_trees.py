@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -129,7 +130,10 @@ def same_content(reader: Objects, one: Node, two: Node) -> bool:
         return _equal_bytes(_Bytes(reader, one), _Bytes(reader, two), one.size)
     except Forgotten:
         # Of what is there now the contents were not kept, but the digests of all parts.
-        return _consists_of(reader, one, two) or _consists_of(reader, two, one)
+        for node, other in ((one, two), (two, one)):
+            with contextlib.suppress(Forgotten):
+                return _consists_of(reader, node, other)
+        return False
 
 
 def _equal_bytes(first: _Bytes, second: _Bytes, left: int) -> bool:
@@ -146,10 +150,7 @@ def _equal_bytes(first: _Bytes, second: _Bytes, left: int) -> bool:
 def _consists_of(reader: Objects, node: Node, other: Node) -> bool:
     """Tell whether a file whose content was kept has the parts of one whose content may not be."""
     content = _Bytes(reader, node)
-    try:
-        return all(content.begins_with(part) for part in _parts(reader, other))
-    except Forgotten:
-        return False
+    return all(content.begins_with(part) for part in _parts(reader, other))
 
 
 def _parts(reader: Objects, node: Node) -> list[Part]:

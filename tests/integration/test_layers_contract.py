@@ -16,7 +16,8 @@ import pytest
 
 from sandboxsdk import Checkpoint, Home, Sandbox, Task, Workspace
 from sandboxsdk.errors import BoxBusy
-from tests.properties.naive import COMMAND, Seen, shown
+from tests.properties.branches import COMMAND
+from tests.properties.naive import Seen, shown
 
 from .marks import until
 
@@ -243,6 +244,24 @@ def work(tmp_path: Path) -> Path:
     made.mkdir()
     run_plainly(made, _BEGINNING)
     return made
+
+
+@each_kind
+def test_a_file_with_holes_that_was_only_copied_up_keeps_its_content(kind, tmp_path, home) -> None:
+    """An overlay fills holes when it copies a file up: what changed is the mode, told from the
+    beginning and from a checkpoint.
+    """
+    work = tmp_path / "work"
+    work.mkdir()
+    with open(work / "island", "wb") as file:
+        file.truncate(1 << 20)
+        file.seek(300_000)
+        file.write(b"island")
+    with Sandbox(task_on(work, home, kind)) as box:
+        kept = box.checkpoint()
+        box.exec("chmod 600 island", check=True)
+        for changes in (box.diff(kept), box.diff()):
+            assert [(change.kind, change.path) for change in changes] == [("mode", "island")]
 
 
 @pytest.mark.parametrize("name", ROWS)
