@@ -172,9 +172,16 @@ class Git(Side):
         return done.stdout.strip()
 
     def begin(self) -> None:
-        """Keep all of it for the first time, in one pack, and not in a file for each file."""
-        self._run("-c", "core.bigFileThreshold=1", "add", "-A", "-f")
-        self._run("write-tree")
+        """Keep all of it for the first time: what lies in a pack, `add` writes into no file."""
+        command = ["git", f"--git-dir={self.repository}", "-c", "core.compression=1"]
+        command += ["fast-import", "--quiet", "--depth=0"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as packing:
+            assert packing.stdin is not None
+            for name in self.names:
+                content = Path(self.root, name).read_bytes()
+                packing.stdin.write(b"blob\ndata %d\n%s\n" % (len(content), content))
+        assert packing.returncode == 0
+        self.keep()
 
     def keep(self) -> None:
         self._run("add", "-A", "-f")
