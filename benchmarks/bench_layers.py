@@ -105,6 +105,7 @@ def _later(base: str, home: Home, scratch: Path, rounds: int) -> list[Figure]:
         sides.append(Restic(copied(base, scratch / "restic"), home))
     for side in sides:
         side.keep()
+    first = ours.last
     percent = ours.spread(max(len(ours.names) // 100, 1))
     for turn in range(rounds):
         for side in sides:
@@ -116,6 +117,9 @@ def _later(base: str, home: Home, scratch: Path, rounds: int) -> list[Figure]:
             side.change(turn, percent)
             step = f"checkpoint, 1 % changed ({len(percent)} files)"
             taken.timed(step, side.name, side.keep)
+        for kept in (first, ours.last):
+            step = f"restore, from one kept point to another ({len(percent)} files)"
+            taken.timed(step, ours.name, lambda to=kept: ours.box.restore(to))
         for side in (ours, git):
             side.change(turn + rounds)
             taken.timed("restore, 20 files changed since", side.name, side.go_back)
