@@ -46,7 +46,8 @@ def main() -> int:
             found = _plotted(base, trees, home, typed)
         else:
             groups = _groups(base.path, trees, home, typed)
-            wanted = [typed.only] if typed.only else list(groups)
+            parts = ("docker", "layers, changes alone")  # of "layers"
+            wanted = [typed.only] if typed.only else [n for n in groups if n not in parts]
             found = {}
             for name in wanted:
                 with telling(name):
@@ -152,6 +153,7 @@ def _groups(
             checkpoints=typed.checkpoints,
             file_mib=typed.file_mib,
         ),
+        "layers, changes alone": lambda: bench_layers.changes(base, home, rounds=few),
         "docker": lambda: bench_docker.commits(base, home, rounds=few),
         "layers by size": lambda: _size_figures(_by_size(trees, home, typed)),
         "layers by count": lambda: bench_growth.figures(

@@ -42,6 +42,12 @@ def layers(
         return figures + _one_page(home, scratch, file_mib) + commits(base, home, rounds=rounds)
 
 
+def changes(base: str, home: Home, *, rounds: int) -> list[Figure]:
+    """Measure checkpoints of what changed, and going back, alone."""
+    with scratch_beside(home) as scratch:
+        return _later(base, home, scratch, rounds)
+
+
 @contextmanager
 def scratch_beside(home: Home) -> Iterator[Path]:
     """Give a directory on the home's own file system, for the time of the block."""
