@@ -19,6 +19,7 @@ from .measuring import Figure, Taken, telling
 _MARKS = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000)
 _COPIES = 3
 _COPIED_OFTEN = 20_000  # files; a larger tree is copied once, which takes minutes
+_COPIED_AT_ALL = 200_000  # files; of a larger tree only our own side is measured
 
 
 class Point(NamedTuple):
@@ -36,7 +37,7 @@ class Point(NamedTuple):
 def by_size(trees: Sequence[str], home: Home, *, bwrap: str, rounds: int) -> list[Point]:
     """Time the same steps on trees of several sizes, in turns."""
     with scratch_beside(home) as scratch, ExitStack() as stack:
-        sides: list[tuple[Taken, Private, Git, Callable[[], object]]] = []
+        sides: list[tuple[Taken, Private, Git | None, Callable[[], object]]] = []
         taken: dict[int, Taken] = {}
         for number, tree in enumerate(trees):
             place = scratch / str(number)
@@ -45,10 +46,13 @@ def by_size(trees: Sequence[str], home: Home, *, bwrap: str, rounds: int) -> lis
                 ours = Private(tree, home)
                 stack.callback(ours.end)
                 ours.keep()
-            times = taken[len(ours.names)] = Taken()
-            with telling(f"growth: copies of {len(ours.names):,} files, and the first `git add`"):
-                git = Git(_copies(tree, place, len(ours.names), times), home)
-                git.begin()
+            files = len(ours.names)
+            times = taken[files] = Taken()
+            git = None
+            if files <= _COPIED_AT_ALL:
+                with telling(f"growth: copies of {files:,} files, and the first `git add`"):
+                    git = Git(_copies(tree, place, files, times), home)
+                    git.begin()
             sides.append((times, ours, git, bare(bwrap, tree, str(place))))
         with telling(f"growth: {rounds} rounds of {len(sides)} sizes"):
             for turn in range(rounds):
