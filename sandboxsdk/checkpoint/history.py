@@ -7,7 +7,6 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar, final
 
 import msgspec
@@ -254,7 +253,7 @@ class History:
         """
         hide = self.family != self.task and 0 < len(bottom.excluded) <= EXCLUDED_MAX
         excluded = Excluded((), bottom.excluded, hide) if hide else Excluded()
-        lay = partial(
+        lay = functools.partial(
             workspace.switch,
             bottom=bottom.tree,
             store=self.store,
