@@ -42,6 +42,28 @@ class Memory:
             yield digest, self.read(kind, digest)
 
 
+class Counting(Memory):
+    """Counts what it is given of one kind."""
+
+    def __init__(self, kind: int) -> None:
+        super().__init__()
+        self._kind, self.taken = kind, 0
+
+    def add(self, kind: int, data: bytes) -> bytes:
+        self.taken += kind == self._kind
+        return super().add(kind, data)
+
+
+LONG_AGO = 10**18
+
+
+def aged(generation: str = "g") -> StatCache:
+    """Give a cache of a walk that begins long after everything was written."""
+    cache = StatCache(generation)
+    cache._began += LONG_AGO
+    return cache
+
+
 def directory(
     sink: Memory,
     nodes: Iterable[t.Node] = (),

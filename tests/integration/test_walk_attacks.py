@@ -34,16 +34,8 @@ FILES = 40
 ROOT = os.geteuid() == 0
 
 
-class Counting(trees.Memory):
+class Kept(trees.Counting):
     """A sink that keeps all it was ever given, and counts the contents."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.taken = 0
-
-    def add(self, kind: int, data: bytes) -> bytes:
-        self.taken += kind == BLOB
-        return super().add(kind, data)
 
     def holds(self, wanted: bytes) -> bool:
         return any(wanted in data for _, data in self.objects.values())
@@ -114,7 +106,7 @@ def test_nothing_outside_is_read(place: Path, outside: Path, swapper: Path) -> N
     """
     pairs = contested(place, outside)
     before = fingerprint(outside)
-    sink = Counting()
+    sink = Kept(BLOB)
     seen = {"done": 0, "refused": 0, "looks": 0}
     begun = clock.monotonic()
     phases = [*(([pair], share / 10) for share, pair in enumerate(pairs, 1)), (pairs[:4], 1.0)]
@@ -238,7 +230,7 @@ def sparse(place: Path, outside: Path) -> None:
                 file.truncate(wanted)
                 size = wanted
                 break
-    sink = Counting()
+    sink = Kept(BLOB)
     assert trees.walked(sink, place).totals == (1, size)
     assert sink.taken == 0
 
@@ -343,7 +335,7 @@ def unreadable(place: Path, outside: Path) -> None:
     (place / "d").mkdir()
     (place / "d" / "f").write_bytes(CANARY)
     (place / "d" / "f").chmod(0)
-    sink = Counting()
+    sink = Kept(BLOB)
     if not ROOT:
         with pytest.raises(Denied, match="/w/d/f: may not be read"):
             trees.walked(sink, place, shown="/w/")
@@ -380,7 +372,7 @@ class Row(NamedTuple):
 def swapped(place: Path, outside: Path) -> None:
     """Let threads do what the program does above, for where there is no compiler."""
     pairs = contested(place, outside)
-    sink = Counting()
+    sink = Kept(BLOB)
 
     def work(chance: random.Random) -> None:
         one, two = chance.choice(pairs[:4])

@@ -16,27 +16,7 @@ from sandboxsdk.snapshot import cache as module
 from sandboxsdk.snapshot import tree as t
 from sandboxsdk.store import BLOB, Store
 from tests import trees
-
-LONG_AGO = 10**18
-
-
-class Counting(trees.Memory):
-    """A sink that counts the contents that it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.taken = 0
-
-    def add(self, kind: int, data: bytes) -> bytes:
-        self.taken += kind == BLOB
-        return super().add(kind, data)
-
-
-def aged(generation: str = "g") -> StatCache:
-    """Give a cache of a walk that begins long after everything was written."""
-    cache = StatCache(generation)
-    cache._began += LONG_AGO
-    return cache
+from tests.trees import LONG_AGO, Counting, aged
 
 
 def round_trip(cache: StatCache, directory: Path, **more: Any) -> StatCache:
@@ -80,7 +60,7 @@ def place(tmp_path: Path) -> Path:
 
 def test_what_is_known_is_not_read(place, tmp_path):
     """A second walk gives the same tree and takes no content, also from a cache that was stored."""
-    sink = Counting()
+    sink = Counting(BLOB)
     learned = aged()
     first = trees.walked(sink, place, learned=learned)
     taken = sink.taken
@@ -406,7 +386,7 @@ def test_what_was_asked_of_another_generation_is_written(place, tmp_path):
 
 def test_what_is_young_is_forgotten_where_it_was_known(place, tmp_path):
     """A clock that went back makes files young that were known: they are not passed on."""
-    sink = Counting()
+    sink = Counting(BLOB)
     learned = aged()
     first = trees.walked(sink, place, learned=learned)
     known = round_trip(learned, tmp_path)

@@ -13,27 +13,7 @@ import pytest
 from sandboxsdk.snapshot import StatCache
 from sandboxsdk.store import TREE
 from tests import trees
-
-LATER = 10**18
-
-
-class Counting(trees.Memory):
-    """Counts the directories that it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.taken = 0
-
-    def add(self, kind: int, data: bytes) -> bytes:
-        self.taken += kind == TREE
-        return super().add(kind, data)
-
-
-def aged(generation: str = "g") -> StatCache:
-    """Give a cache of a walk that begins long after everything was written."""
-    cache = StatCache(generation)
-    cache._began += LATER
-    return cache
+from tests.trees import Counting, aged
 
 
 @pytest.fixture
@@ -57,7 +37,7 @@ def walk(sink: trees.Memory, place: Path, known: StatCache | None, **rules: Any)
 
 def test_what_is_as_it_was_is_not_put_together_again(place):
     """A walk through what did not change gives the same, and puts no directory together."""
-    sink = Counting()
+    sink = Counting(TREE)
     first, known = walk(sink, place, None)
     assert set(known._seen) == {b"", b"a", b"a/b", b"a/b/c", b"other", b"empty"}
     taken = sink.taken
@@ -69,7 +49,7 @@ def test_what_is_as_it_was_is_not_put_together_again(place):
 
 def test_what_lies_above_a_change_is_put_together(place):
     """Of a file that is changed in place, its directory and those above it are stored anew."""
-    sink = Counting()
+    sink = Counting(TREE)
     _, known = walk(sink, place, None)
     (place / "a/b/c/g").write_text("changed")
     taken = sink.taken
@@ -207,6 +187,6 @@ def test_another_generation_puts_every_directory_together(place, tmp_path):
     os.close(fd)
     assert same._seen == known._seen
     assert not other._seen
-    sink = Counting()
+    sink = Counting(TREE)
     walk(sink, place, other)
     assert sink.taken == 6
