@@ -20,6 +20,7 @@ from .program import (
     output_of,
     start_python,
 )
+from .thread import start_thread
 from .tree import Tree
 from .whole import disk_usage, remove_tree
 
@@ -43,5 +44,6 @@ __all__ = [
     "remove_entry",
     "remove_tree",
     "start_python",
+    "start_thread",
     "translated",
 ]

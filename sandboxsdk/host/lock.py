@@ -20,6 +20,8 @@ import weakref
 
 from sandboxsdk.errors import Corrupt, HostRefused, NotFound
 
+from .thread import start_thread
+
 # Locks and waits of this process, to be dropped in a forked child: a child must hold nothing, and a
 # copy of a descriptor left open in it would keep the lock after its parent's death.
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
@@ -173,6 +175,8 @@ class _Wait:
     def __init__(self, file: io.FileIO) -> None:
         self.end = threading.Lock()
         self.end.acquire()
+        # Taken by the thread when it begins, or by us, so that it never does.
+        self._begun = threading.Lock()
         self.over = False
         self.error: OSError | None = None
         with _noting:
@@ -181,11 +185,11 @@ class _Wait:
 
     def start(self) -> None:
         try:
-            threading.Thread(target=self._run, name="sandboxsdk-lock", daemon=True).start()
-        except RuntimeError as error:
-            self.error = OSError(errno.EAGAIN, "there is no thread left to wait in")
-            self._end()
-            raise self.error from error
+            start_thread(self._run)
+        except BaseException:
+            if self._begun.acquire(blocking=False):
+                self._end()
+            raise
 
     def join(self) -> io.FileIO | None:
         """Give a file of one's own to wait with; None if the wait is over."""
@@ -198,6 +202,8 @@ class _Wait:
         self._copy.close()
 
     def _run(self) -> None:
+        if not self._begun.acquire(blocking=False):
+            return
         try:
             fcntl.flock(self._copy, fcntl.LOCK_EX)
         except OSError as error:

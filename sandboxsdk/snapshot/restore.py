@@ -20,7 +20,7 @@ import msgspec
 
 from sandboxsdk import disk
 from sandboxsdk.errors import Denied, FileConflict, HostFull, HostRefused, SandboxError, UsageError
-from sandboxsdk.host import Opener, has_openat2, remove_entry, translated
+from sandboxsdk.host import Opener, has_openat2, remove_entry, start_thread, translated
 from sandboxsdk.ids import new_id
 
 from .acting import Acting, Spare
@@ -386,17 +386,15 @@ class _Errand(Generic[_T]):
         self._result: list[_T] = []
         self._error: BaseException | None = None
         self._ended = False
-        self._thread = threading.Thread(target=self._run, name="sandboxsdk-restore")
 
     def run(self) -> _T:
         try:
             try:
-                self._thread.start()
-            except RuntimeError as error:
-                reason = "there is no thread left to work in"
+                start_thread(self._run)
+            except OSError as error:
+                reason = error.strerror or "refused"
                 raise HostRefused(what="start", path="a thread", reason=reason) from error
             self._over.acquire()
-            self._thread.join()
         except BaseException:
             self._halted = True
             if not self._begun.acquire(blocking=False):
@@ -411,7 +409,6 @@ class _Errand(Generic[_T]):
         while not self._ended:
             with contextlib.suppress(KeyboardInterrupt):
                 self._over.acquire(timeout=1)
-        self._thread.join()
 
     def _check(self) -> None:
         if self._halted:
