@@ -124,7 +124,7 @@ class Opening:
         with self._guard:
             instance, self._instance = self._instance, None
             watch, self.watch = self.watch, None
-            self._workspace = None
+            workspace, self._workspace = self._workspace, None
         if watch is not None:
             watch.close()
         try:
@@ -133,6 +133,8 @@ class Opening:
                     instance.close()
                 finally:
                     note_ended(instance)
+            if workspace is not None:
+                workspace.settle()
         finally:
             let_go(self._box)
         if instance is not None:

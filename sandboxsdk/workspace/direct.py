@@ -57,6 +57,9 @@ class _Unlayered:
     def forget_layers(self) -> None:
         """See `OpenWorkspace.forget_layers`: there are none."""
 
+    def settle(self) -> None:
+        """See `OpenWorkspace.settle`: nothing goes on."""
+
     def freeze(
         self, captured: Captured, base: bytes, store: Store, boxes: Sequence[Mounted]
     ) -> bool:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol, final
 
 from sandboxsdk.errors import HostFull, HostRefused, SandboxError
-from sandboxsdk.host import disk_usage, owned, remove_tree
+from sandboxsdk.host import disk_usage, owned
 from sandboxsdk.ids import new_id
 from sandboxsdk.layers import FILES, NOTHING, Layers, Stack, Torn, read_stack
 from sandboxsdk.model import Change, View, Workspace
@@ -32,6 +32,7 @@ from .fitting import NOTHING_EXCLUDED, Excluded
 from .layer import Layer
 from .layering import FREEZE_BYTES_MAX, Layering, Standing
 from .place import EMPTY, open_base, place_of, shown
+from .removing import await_removal, begin_removal, remove_scratch
 from .scan import CACHE, Scan, base_cache, scan
 from .upper import (
     UNFINISHED,
@@ -111,7 +112,7 @@ class OverlayWorkspace:
         """See `OpenWorkspace.prepare`."""
         with self._opened() as task:
             os.close(open_base(task, self._base))  # Nothing is made where that is gone.
-            self._remove_scratch(task)
+            remove_scratch(task, self._scratch(task))
             return self._prepared(task, self._make_work(task))
 
     @staticmethod
@@ -286,7 +287,7 @@ class OverlayWorkspace:
 
                 done = self._exchanged(task, boxes, change)
             if done and not boxes:
-                self._remove_scratch(task, (UNFINISHED,))
+                remove_scratch(task, self._scratch(task, (UNFINISHED,)))
             return done
 
     def _exchanged(self, task: int, boxes: Sequence[Mounted], change: Callable[[], None]) -> bool:
@@ -312,10 +313,15 @@ class OverlayWorkspace:
         # An interrupt between taking off and mounting would leave a box without its files.
         done = uninterrupted(lambda _: boxes[0].remounted(prepare))
         # Not before: nobody waits for it while the box is off its files.
-        self._remove_scratch(task, *((_SCRATCH, work) if done else ((work,), "")))
+        left = self._scratch(task, *((_SCRATCH, work) if done else ((work,), "")))
+        begin_removal(self._directory, left)
         if failed:
             raise failed[0]
         return done
+
+    def settle(self) -> None:
+        """See `OpenWorkspace.settle`."""
+        await_removal(self._directory)
 
     # --- What it is -------------------------------------------------------------------------------
 
@@ -400,13 +406,9 @@ class OverlayWorkspace:
             return None  # Never mounted, so nothing changed.
 
     @staticmethod
-    def _remove_scratch(task: int, kinds: tuple[str, ...] = _SCRATCH, spare: str = "") -> None:
-        """Remove what earlier mounts left: a volatile mount marks its work directory as used up."""
-        for name in os.listdir(task):
-            if name == spare or not name.startswith(kinds):
-                continue
-            if not _removed_work(task, name):
-                remove_tree(task, name)
+    def _scratch(task: int, kinds: tuple[str, ...] = _SCRATCH, spare: str = "") -> list[str]:
+        """Name what earlier mounts left: a volatile mount marks its work directory as used up."""
+        return [name for name in os.listdir(task) if name != spare and name.startswith(kinds)]
 
     def _make_upper(self, task: int, stack: Stack, base: int) -> None:
         """Make the upper that is not there: the view's root shows it."""
@@ -417,17 +419,6 @@ class OverlayWorkspace:
             root = root_of(base)
         note_boot(task)
         place_upper(task, make_upper(task, stack, root))
-
-
-def _removed_work(task: int, name: str) -> bool:
-    """Remove what the kernel leaves of a work directory, if that is all that there is."""
-    try:
-        os.unlink(f"{name}/work/incompat/volatile/dirty", dir_fd=task)
-        for below in ("/work/incompat/volatile", "/work/incompat", "/work", ""):
-            os.rmdir(name + below, dir_fd=task)
-    except OSError:
-        return False
-    return True
 
 
 def _stack(task: int) -> Stack:

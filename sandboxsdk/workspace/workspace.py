@@ -49,6 +49,10 @@ class OpenWorkspace(Protocol):
         """
         ...
 
+    def settle(self) -> None:
+        """Wait until what was given up is removed; what is done next does so itself."""
+        ...
+
     def is_untouched(self) -> bool:
         """Whether nothing was ever written into the view, or all of it was given up."""
         ...

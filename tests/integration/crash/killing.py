@@ -225,7 +225,8 @@ def _act(connection: socket.socket, request: dict[str, Any]) -> None:
 
     threading.Thread.run = run  # type: ignore[method-assign]
     # What `threading` itself starts threads with is not looked up here.
-    start_new_thread, _thread.start_new_thread = _thread.start_new_thread, start  # type: ignore[assignment]
+    start_new_thread = _thread.start_new_thread
+    _thread.start_new_thread = start  # type: ignore[assignment]
     begin(0)
     {**OPERATIONS, **BOX_OPERATIONS}[request["operation"]].run(
         stage, lambda *facts: connection.send(json.dumps(facts).encode())
