@@ -13,7 +13,7 @@ import threading
 from typing import final
 
 from .laying import Base
-from .tree import Objects, read_directory
+from .tree import Objects
 
 # In nodes: about 40 MB. Four times that if all are forgotten that the others share with.
 _WEIGHT_MAX = 160_000
@@ -67,7 +67,7 @@ class Bases:
         if found is None:
             found = self._former.get(digest)
             if found is None:
-                found = Base(read_directory(reader, digest))
+                found = Base.read(reader, digest)
             self.keep(digest, found)
         return found
 

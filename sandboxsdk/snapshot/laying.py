@@ -15,7 +15,17 @@ import msgspec
 from sandboxsdk.codec import encode_msgpack
 from sandboxsdk.store import TREE
 
-from .tree import Directory, Node, Sink, one_page, write_directory
+from .leaves import LEAVED_MIN, NO_LEAVES, Leaves, after
+from .tree import (
+    Directory,
+    Node,
+    Objects,
+    Sink,
+    one_page,
+    read_leaved,
+    write_directory,
+    write_leaved,
+)
 
 _NAME_OF = attrgetter("name")
 # So many changes of one directory are put in one by one; each moves what lies behind it.
@@ -29,12 +39,17 @@ _SHARED_PER_NODE = 4
 class Base:
     """A directory that can be laid over.
 
+    Args:
+        leaves: of a directory that has some; not all of them need be stored.
+        ends: the names that end leaves.
+
     Attributes:
         names: what it lists, in order.
         weight: about how many nodes' worth of memory it takes.
+        leaves: those that are stored.
     """
 
-    __slots__ = ("_encoded", "directory", "names", "weight")
+    __slots__ = ("_encoded", "_ends", "directory", "leaves", "names", "weight")
 
     def __init__(
         self,
@@ -42,13 +57,23 @@ class Base:
         names: list[bytes] | None = None,
         encoded: list[bytes] | None = None,
         weight: int = 0,
+        leaves: Leaves = NO_LEAVES,
+        ends: list[bytes] | None = None,
     ) -> None:
         self.directory: Directory = directory
         self.names: list[bytes] = (
             [node.name for node in directory.nodes] if names is None else names
         )
         self._encoded = encoded
+        self.leaves: Leaves = leaves
+        self._ends = ends
         self.weight: int = weight or len(self.names) + 1
+
+    @classmethod
+    def read(cls, reader: Objects, digest: bytes) -> Base:
+        """Read a directory. Raises as `read_directory`."""
+        directory, leaves = read_leaved(reader, digest)
+        return cls(directory, leaves=leaves)
 
     def find(self, name: bytes) -> Node | None:
         """Give the node of a name."""
@@ -66,6 +91,13 @@ class Base:
 
     def store(self, sink: Sink) -> bytes:
         """Store the directory; gives its digest. Raises as `write_directory`."""
+        if len(self.names) >= LEAVED_MIN:
+            made = write_leaved(
+                sink, self.directory, self.names, self.encoded, self._ends, self.leaves
+            )
+            if made is not None:
+                digest, self.leaves = made
+                return digest
         page = None if self._encoded is None else one_page(self.directory, self._encoded)
         return write_directory(sink, self.directory) if page is None else sink.add(TREE, page)
 
@@ -144,5 +176,21 @@ class Laid:
                 encoded.insert(place, encode_msgpack(node))
                 listed.insert(place, node)
         own = msgspec.structs.replace(own, nodes=listed)
+        ends, kept = None, NO_LEAVES
+        if base.leaves:
+            ends, kept = after(base.leaves, *self._moved())
         weight = len(names) // _SHARED_PER_NODE + len(self._changes) + 1
-        return Base(own, names, encoded, weight)
+        return Base(own, names, encoded, weight, kept, ends)
+
+    def _moved(self) -> tuple[list[bytes], list[bytes], list[bytes]]:
+        """Name what came, went and changed."""
+        came: list[bytes] = []
+        went: list[bytes] = []
+        changed: list[bytes] = []
+        for name, node in self._changes.items():
+            there = self._base.find(name) is not None
+            if node is not None:
+                (changed if there else came).append(name)
+            elif there:
+                went.append(name)
+        return came, went, changed

@@ -11,7 +11,7 @@ from sandboxsdk.model import MovedSince
 from .bases import Bases
 from .laying import Base
 from .totals import Totals, counted
-from .tree import Objects, read_directory
+from .tree import Objects
 
 Exclude = Callable[[bytes, bool], bool]
 Progress = Callable[[int, int], None]
@@ -39,7 +39,7 @@ class Merge(msgspec.Struct, frozen=True):
             Corrupt: it is missing, damaged, or not what a directory can be.
         """
         if self.bases is None:
-            return Base(read_directory(self.reader, digest))
+            return Base.read(self.reader, digest)
         return self.bases.read(self.reader, digest)
 
     def totals_of(self, digest: bytes) -> Totals:

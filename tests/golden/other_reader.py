@@ -81,11 +81,28 @@ def _pages(
     while digest:
         stored, data = objects[digest]
         assert chr(stored) == kind
-        page, end = _unpacked(data, 0)
-        assert end == len(data)
+        page = _only(data)
+        if page[0] == 2:
+            yield [*page[:6], [n for leaf in page[6] for n in _leaf(objects, leaf)], b""]
+            return
         assert page[0] == 1
         yield page
         digest = page[-1]
+
+
+def _leaf(objects: dict[bytes, tuple[int, bytes]], digest: bytes) -> list[Any]:
+    kind, data = objects[digest]
+    assert chr(kind) == "t"
+    version, nodes = _only(data)
+    assert version == 2
+    assert nodes
+    return nodes
+
+
+def _only(data: bytes) -> Any:
+    value, end = _unpacked(data, 0)
+    assert end == len(data)
+    return value
 
 
 def _walk(

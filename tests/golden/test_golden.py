@@ -12,6 +12,8 @@ import pytest
 
 from sandboxsdk.errors import Corrupt, SandboxError, Unavailable
 from sandboxsdk.home import Home
+from sandboxsdk.model import Workspace
+from sandboxsdk.sandbox import Sandbox
 from sandboxsdk.task import Task
 
 HERE = Path(__file__).parent
@@ -77,26 +79,48 @@ def test_a_golden_home_can_be_worked_on(stored: Path, tmp_path: Path) -> None:
 
 def test_another_reader_finds_the_same(stored: Path) -> None:
     """A reader that was written from the page alone gives the same files, byte for byte."""
-    home = Home(stored / "home", read_only=True)
+    read_by_both(stored / "home")
+
+
+def test_another_reader_finds_large_directories(tmp_path: Path) -> None:
+    """Directories that are stored in leaves are read from the page too."""
+    work = tmp_path / "work"
+    (work / "large" / "below").mkdir(parents=True)
+    for number in range(1000):
+        (work / "large" / f"{number}").write_text(f"{number}\n" * (number % 7))
+    home = Home(tmp_path / "home")
+    task = Task.create("large", workspace=Workspace.direct(work), home=home)
+    with Sandbox(task, runtime="process") as box:
+        box.checkpoint("first")
+        (work / "large" / "new").write_text("new\n")
+        (work / "large" / "7").unlink()
+        box.checkpoint("second")
+    assert read_by_both(tmp_path / "home") == 2 * 1002
+
+
+def read_by_both(path: Path) -> int:
+    """Compare all that both readers find; gives how many paths these are."""
+    home = Home(path, read_only=True)
     (record,) = Task.list(home=home)
     ours = {
         checkpoint.id: checkpoint for checkpoint in Task.open(record.id, home=home).checkpoints()
     }
-    theirs = {
-        entry["id"]: (entry, files) for entry, files in other_reader.checkpoints(stored / "home")
-    }
+    theirs = {entry["id"]: (entry, files) for entry, files in other_reader.checkpoints(path)}
+    compared = 0
     assert theirs.keys() == ours.keys()
-    for name, (entry, files) in theirs.items():
-        assert (entry["name"], entry["parent"]) == (ours[name].name, ours[name].parent)
-        listed = {os.fsencode(found.path): found for found in ours[name].files()}
+    for id_, (entry, files) in theirs.items():
+        assert (entry["name"], entry["parent"]) == (ours[id_].name, ours[id_].parent)
+        listed = {os.fsencode(found.path): found for found in ours[id_].files()}
         assert files.keys() - {b""} == listed.keys()
-        for path, found in listed.items():
-            _, mode, mtime, _, content, _, _ = files[path]
+        compared += len(listed)
+        for name, found in listed.items():
+            _, mode, mtime, _, content, _, _ = files[name]
             assert (found.mode, found.mtime_ns) == (mode, mtime)
             if found.kind == "file":
-                assert ours[name].read(found.path) == content
+                assert ours[id_].read(found.path) == content
             elif found.kind == "symlink":
                 assert os.fsencode(found.target or "") == content
+    return compared
 
 
 @pytest.mark.parametrize("name", ["format", "store/format"])

@@ -207,8 +207,8 @@ def test_large_holes_are_compared_by_their_length(sink):
 
 
 def test_it_costs_what_differs(sink):
-    """Of a thousand directories only those on the way to the change are read."""
-    many = {b"d%d" % n: {b"e": {b"f": b"%d" % n}} for n in range(1000)}
+    """Of a hundred directories only those on the way to the change are read."""
+    many = {b"d%d" % n: {b"e": {b"f": b"%d" % n}} for n in range(100)}
     old = trees.tree(sink, many)
     new = trees.tree(sink, {**many, b"d5": {b"e": {b"f": b"new"}}})
     sink.reads = 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxsdk.snapshot import laying
+from sandboxsdk.snapshot import laying, leaves
 from sandboxsdk.snapshot import tree as t
 from sandboxsdk.snapshot.laying import Base, Laid
 from tests import trees
@@ -27,9 +28,31 @@ _listed = st.lists(_nodes, unique_by=lambda node: node.name).map(
 _own = t.Directory(0o755, 5, 6, 7, ((b"user.own", b"z"),), ())
 
 
-@given(_listed, st.lists(st.lists(st.tuples(_names, st.none() | _nodes), max_size=12), max_size=4))
+_layers = st.lists(st.lists(st.tuples(_names, st.none() | _nodes), max_size=12), max_size=4)
+
+
+@given(_listed, _layers)
 def test_changes_give_what_a_fresh_directory_gives(listed, layers):
     """Names come, go and change, layer over layer; what lies below stays what it was."""
+    lay_over(listed, layers, again=False)
+
+
+@given(_listed, _layers, st.booleans(), st.integers(1, 6), st.integers(1, 12))
+def test_leaves_are_those_of_a_fresh_directory(listed, layers, again, mean, least):
+    """However small leaves are, those that stay are where a fresh directory has them too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leaves, "_MEAN", mean)
+        patch.setattr(laying, "LEAVED_MIN", least)
+        patch.setattr(t, "LEAVED_MIN", least)
+        lay_over(listed, layers, again=again)
+
+
+def lay_over(listed, layers, *, again):
+    """Lay changes over a directory, and over what comes of it.
+
+    Args:
+        again: read each from the store before.
+    """
     sink = trees.Memory()
     base = Base(msgspec.structs.replace(_own, nodes=listed))
     below = list(listed)
@@ -49,10 +72,50 @@ def test_changes_give_what_a_fresh_directory_gives(listed, layers):
         assert list(made.directory.nodes) == expected
         assert made.names == [node.name for node in expected]
         whole = msgspec.structs.replace(_own, nodes=expected)
-        assert made.store(sink) == t.write_directory(sink, whole)
+        digest = made.store(sink)
+        assert digest == t.write_directory(sink, whole)
+        if again:
+            read = Base.read(sink, digest)
+            assert read.directory == made.directory
+            assert dict(read.leaves) == dict(made.leaves)
         assert list(base.directory.nodes) == below
         assert base.names == [node.name for node in below]
-        base, below = made, expected
+        base, below = read if again else made, expected
+
+
+@pytest.mark.parametrize("count", [200, 2_000, 20_000])
+def test_one_change_of_a_large_directory_is_one_leaf(count):
+    """What is stored anew is a leaf or two and the index, and nothing else is even looked at."""
+    sink = trees.Memory()
+    nodes = [t.Node(b"%06d" % number, t.FIFO, 0o600, number) for number in range(count)]
+    base = Base(msgspec.structs.replace(_own, nodes=nodes))
+    base.store(sink)
+    for name, node in (
+        (b"000064", t.Node(b"000064", t.FIFO, 0o600, 1)),
+        (b"000064x", t.Node(b"000064x", t.FIFO)),
+        (b"000100", None),
+        (next(n.name for n in nodes if leaves.is_end(n.name)), None),
+    ):
+        asked = Counting()
+        laid = Laid(base)
+        if node is None:
+            laid.pop(name, None)
+        else:
+            laid[name] = node
+        laid.finished(_own).store(asked)
+        assert asked.added in (2, 3)
+        assert asked.bytes < 30_000 + 34 * len(base.leaves)
+
+
+class Counting:
+    """A sink that counts what it is given."""
+
+    added = bytes = 0
+
+    def add(self, kind, data):
+        self.added += 1
+        self.bytes += len(data)
+        return blake3(bytes([kind]) + data).digest()
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 64, 65, 300, 70_000])

@@ -595,8 +595,8 @@ def test_equal_trees_are_not_read(sink):
 
 
 def test_it_costs_what_differs(sink):
-    """Of a thousand directories only those on the way to the change are read."""
-    many = {f"d{n}": d(e=d(f=f(str(n)))) for n in range(1000)}
+    """Of a hundred directories only those on the way to the change are read."""
+    many = {f"d{n}": d(e=d(f=f(str(n)))) for n in range(100)}
     b = stored(sink, d(**many))
     n = stored(sink, d(**{**many, "d5": d(e=d(f=f("new")))}))
     sink.reads = 0

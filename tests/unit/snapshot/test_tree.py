@@ -128,17 +128,112 @@ def test_pages_add_up_to_the_directory(nodes, size):
 
 
 def test_a_very_large_directory_is_several_objects():
-    """200,000 long names are paged, no object is too large, and all of them come back."""
+    """200,000 long names are an index and leaves, and all of them come back; one name more, less
+    or changed makes a leaf or two anew, and so does another mode only the index.
+    """
     sink = trees.Memory()
     nodes = [t.Node(b"%06d" % n + b"n" * 94, t.FILE, 0o644, n) for n in range(200_000)]
     digest = t.write_directory(sink, t.Directory(0o755, 0, 0, 0, (), nodes))
-    assert 3 <= len(sink.objects) <= 8
+    assert 200_000 // 80 <= len(sink.objects) <= 200_000 // 50
     assert all(len(data) <= OBJECT_BYTES_MAX for _, data in sink.objects.values())
     assert t.read_directory(sink, digest).nodes == nodes
-    # One name more changes the pages from there to the front and no others.
-    before = set(sink.objects)
-    t.write_directory(sink, t.Directory(0o755, 0, 0, 0, (), [*nodes[:-1], nodes[-1]]))
-    assert set(sink.objects) == before
+    assert {found for found, _ in t.list_pages(sink, TREE, digest)} == set(sink.objects)
+    middle = 100_000
+    for changed in (
+        [*nodes[:middle], *nodes[middle + 1 :]],
+        [*nodes[:middle], t.Node(nodes[middle].name, t.FIFO), *nodes[middle + 1 :]],
+        [*nodes, t.Node(b"z", t.FIFO)],
+        [t.Node(b"-", t.FIFO), *nodes],
+    ):
+        before = len(sink.objects)
+        t.write_directory(sink, t.Directory(0o755, 0, 0, 0, (), changed))
+        assert len(sink.objects) - before in (2, 3)
+    before = len(sink.objects)
+    t.write_directory(sink, t.Directory(0o700, 0, 0, 0, (), nodes))
+    assert len(sink.objects) - before == 1
+
+
+def leaved(*listed: list[list[Any]], **own: Any) -> tuple[trees.Memory, bytes]:
+    """Store an index of these leaves as plain values."""
+    sink = trees.Memory()
+    digests = [sink.add(TREE, encode_msgpack([t.LEAVED_VERSION, nodes])) for nodes in listed]
+    head = {"mode": 0o755, "mtime": 0, "uid": 0, "gid": 0, "attributes": []} | own
+    return sink, sink.add(TREE, encode_msgpack([t.LEAVED_VERSION, *head.values(), digests]))
+
+
+def test_leaves_that_are_cut_elsewhere_say_the_same():
+    """A reader takes any cut; what is written of it is cut as always."""
+    names = [b"%03d" % n for n in range(300)]
+    rows = [raw_node(name=name) for name in names]
+    sink, digest = leaved(rows[:7], rows[7:250], rows[250:])
+    found, leaves = t.read_leaved(sink, digest)
+    assert [node.name for node in found.nodes] == names
+    assert not leaves
+    again = t.write_directory(sink, found)
+    assert again != digest
+    assert t.read_directory(sink, again) == found
+    assert t.read_leaved(sink, again)[1]
+
+
+def test_an_index_of_what_cannot_be_is_refused():
+    """Leaves out of order, empty, of another version or missing; and what an index says itself."""
+    one, two = raw_node(name=b"a"), raw_node(name=b"b")
+    for reason, (sink, digest) in {
+        "in order": leaved([two], [one]),
+        "not list 'a' in order": leaved([one], [one]),
+        "no name": leaved([one], [raw_node(name=b"a/b")]),
+        "is not a _TreeLeaf": leaved([one], []),
+        "is not a _TreeIndex": leaved(),
+        "a mode, a time": leaved([one], mode=0o10000),
+        "an attribute": leaved([one], attributes=[[b"trusted.x", b""]]),
+    }.items():
+        with pytest.raises(Corrupt, match=reason):
+            t.read_directory(sink, digest)
+    sink, digest = leaved([one], [two])
+    for lost in set(sink.objects) - {digest}:
+        broken = trees.Memory()
+        broken.objects = {key: value for key, value in sink.objects.items() if key != lost}
+        with pytest.raises(Corrupt):
+            t.read_directory(broken, digest)
+        with pytest.raises(Corrupt):
+            list(t.list_pages(broken, TREE, digest))
+    for digests in ([b"x"], [DIGEST[:31]]):
+        index = Lying(encode_msgpack([t.LEAVED_VERSION, 0, 0, 0, 0, [], digests]))
+        with pytest.raises(Corrupt, match="no digest"):
+            t.read_directory(index, DIGEST)
+        with pytest.raises(Corrupt, match="no digest"):
+            list(t.list_pages(index, TREE, DIGEST))
+    newer = trees.Memory()
+    leaf = newer.add(TREE, encode_msgpack([3, [one]]))
+    index = newer.add(TREE, encode_msgpack([t.LEAVED_VERSION, 0, 0, 0, 0, [], [leaf]]))
+    with pytest.raises(Corrupt, match="leaf of version 3"):
+        t.read_directory(newer, index)
+
+
+def test_leaves_end_where_too_much_is_listed(monkeypatch):
+    """An index of one leaf again and again is refused before all of them are read."""
+    monkeypatch.setattr(t, "ENTRIES_MAX", 25)
+    sink, _ = leaved([raw_node(name=b"%d" % n) for n in range(10)])
+    (leaf,) = [found for found, (_, data) in sink.objects.items() if data[1:2] == b"\x02"][:1]
+    index = sink.add(TREE, encode_msgpack([t.LEAVED_VERSION, 0, 0, 0, 0, [], [leaf] * 1000]))
+    sink.reads = 0
+    with pytest.raises(Corrupt, match="more than 25 entries"):
+        t.read_directory(sink, index)
+    assert sink.reads <= 4
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"), [("_LEAVES_MAX", 2), ("_PAGE_BYTES", 100), ("_PAGE_ITEMS_MAX", 20)]
+)
+def test_what_has_too_many_or_too_large_leaves_is_a_chain(monkeypatch, limit, value):
+    """Names may be chosen so that each of them ends a leaf, or none does."""
+    nodes = [t.Node(b"%03d" % n, t.FIFO) for n in range(400)]
+    monkeypatch.setattr(t, limit, value)
+    sink = trees.Memory()
+    written = t.Directory(0o755, 0, 0, 0, (), nodes)
+    digest = t.write_directory(sink, written)
+    assert sink.objects[digest][1][:2] == bytes((0x98, t.VERSION))
+    assert t.read_leaved(sink, digest) == (written, {})
 
 
 def test_nodes_with_large_attributes_fit_their_pages():
@@ -504,6 +599,14 @@ def test_pages_without_end_end():
     node = t.Node(b"f", t.PARTS, size=t.SIZE_MAX, content=DIGEST)
     with pytest.raises(Corrupt, match="more than 4096 pages"):
         t.read_parts(Lying(encode_msgpack([t.VERSION, [], DIGEST])), node)
+
+
+def test_as_many_pages_as_there_may_be_are_read(monkeypatch):
+    """The last one of them ends the directory."""
+    monkeypatch.setattr(t, "_PAGES_MAX", 3)
+    pages = [page(raw_node(name=b"%d" % n), following=DIGEST if n < 2 else b"") for n in range(3)]
+    found = t.read_directory(Lying(*map(encode_msgpack, pages)), DIGEST)
+    assert [node.name for node in found.nodes] == [b"0", b"1", b"2"]
 
 
 def test_what_lists_too_much_is_refused_on_the_way(monkeypatch):
