@@ -20,7 +20,7 @@ from .program import (
     output_of,
     start_python,
 )
-from .thread import start_thread
+from .thread import Worker
 from .tree import Tree
 from .whole import disk_usage, remove_tree
 
@@ -32,6 +32,7 @@ __all__ = [
     "Passage",
     "Program",
     "Tree",
+    "Worker",
     "boot_id",
     "chmod_entry",
     "command_line",
@@ -44,6 +45,5 @@ __all__ = [
     "remove_entry",
     "remove_tree",
     "start_python",
-    "start_thread",
     "translated",
 ]

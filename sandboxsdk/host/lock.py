@@ -20,7 +20,7 @@ import weakref
 
 from sandboxsdk.errors import Corrupt, HostRefused, NotFound
 
-from .thread import start_thread
+from .thread import Worker
 
 # Locks and waits of this process, to be dropped in a forked child: a child must hold nothing, and a
 # copy of a descriptor left open in it would keep the lock after its parent's death.
@@ -140,12 +140,13 @@ class FileLock:
         else:
             return True
         if self._wait is None:
-            self._wait = _Wait(file)
-            self._wait.start()
+            wait = _Wait(file)
+            wait.start()
+            self._wait = wait
         # Taken or not: if it is not used, because the time is over or an exception came, the file
         # is closed, and what the thread gets then, it lets go of at once.
         wait = self._wait
-        wait.end.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
+        wait.wait(timeout)
         if wait.over:
             self._wait = None
         if wait.error is not None:
@@ -167,29 +168,27 @@ class _Wait:
     The copy names the same open file, so what the thread locks is locked for the original too.
 
     Attributes:
-        end: locked until the wait is over. (An Event may break when an exception comes into it.)
-        over: whether it is.
+        over: whether the wait is over.
         error: why flock failed.
     """
 
     def __init__(self, file: io.FileIO) -> None:
-        self.end = threading.Lock()
-        self.end.acquire()
-        # Taken by the thread when it begins, or by us, so that it never does.
-        self._begun = threading.Lock()
         self.over = False
         self.error: OSError | None = None
+        self._worker = Worker(self._run, self._end)
         with _noting:
             self._copy = _copy_of(file)
             _waits.add(self)
 
     def start(self) -> None:
         try:
-            start_thread(self._run)
+            self._worker.start()
         except BaseException:
-            if self._begun.acquire(blocking=False):
-                self._end()
+            self._worker.give_up()
             raise
+
+    def wait(self, timeout: float) -> None:
+        self._worker.wait(timeout)
 
     def join(self) -> io.FileIO | None:
         """Give a file of one's own to wait with; None if the wait is over."""
@@ -202,13 +201,10 @@ class _Wait:
         self._copy.close()
 
     def _run(self) -> None:
-        if not self._begun.acquire(blocking=False):
-            return
         try:
             fcntl.flock(self._copy, fcntl.LOCK_EX)
         except OSError as error:
             self.error = error
-        self._end()
 
     def _end(self) -> None:
         """Close the copy: if nobody else has one, this frees the lock."""
@@ -217,7 +213,6 @@ class _Wait:
             self.over = True
             _waits.discard(self)
             self._copy.close()
-        self.end.release()
 
 
 def _open(path: str, _flags: int) -> int:

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, Self, TypeVar
 
@@ -20,7 +19,7 @@ import msgspec
 
 from sandboxsdk import disk
 from sandboxsdk.errors import Denied, FileConflict, HostFull, HostRefused, SandboxError, UsageError
-from sandboxsdk.host import Opener, has_openat2, remove_entry, start_thread, translated
+from sandboxsdk.host import Opener, Worker, has_openat2, remove_entry, translated
 from sandboxsdk.ids import new_id
 
 from .acting import Acting, Spare
@@ -378,48 +377,36 @@ def uninterrupted(work: Callable[[_Check], _T]) -> _T:
 class _Errand(Generic[_T]):
     def __init__(self, work: Callable[[_Check], _T]) -> None:
         self._work = work
-        # Taken by the thread when it begins, or by us, so that it never does.
-        self._begun = threading.Lock()
-        self._over = threading.Lock()
-        self._over.acquire()
         self._halted = False
         self._result: list[_T] = []
         self._error: BaseException | None = None
-        self._ended = False
+        self._worker = Worker(self._run)
 
     def run(self) -> _T:
         try:
             try:
-                start_thread(self._run)
+                self._worker.start()
             except OSError as error:
                 reason = error.strerror or "refused"
                 raise HostRefused(what="start", path="a thread", reason=reason) from error
-            self._over.acquire()
+            self._worker.wait()
         except BaseException:
             self._halted = True
-            if not self._begun.acquire(blocking=False):
-                self._wait()
+            self._worker.give_up()
+            while not self._worker.is_over:
+                with contextlib.suppress(KeyboardInterrupt):
+                    self._worker.wait()
             raise
         if self._error is not None:
             raise self._error
         return self._result[0]
-
-    def _wait(self) -> None:
-        # Interrupted again, also just after the lock was taken: the flag tells, the lock wakes.
-        while not self._ended:
-            with contextlib.suppress(KeyboardInterrupt):
-                self._over.acquire(timeout=1)
 
     def _check(self) -> None:
         if self._halted:
             raise KeyboardInterrupt
 
     def _run(self) -> None:
-        if not self._begun.acquire(blocking=False):
-            return
         try:
             self._result.append(self._work(self._check))
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             self._error = error
-        self._ended = True
-        self._over.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import subprocess
@@ -9,28 +10,82 @@ import sys
 import threading
 import time
 
-from sandboxsdk.host import start_thread
+import pytest
+
+from sandboxsdk.host import Worker
 
 _STARTS = 2000
 
 
-def test_a_thread_runs():
-    """A thread that can be had is started."""
-    ran = threading.Lock()
-    ran.acquire()
-    start_thread(ran.release)
-    assert ran.acquire(timeout=60)
+def test_a_worker_runs_and_is_over():
+    """It does its work, then what is due at the end, and whoever waits goes on."""
+    done: list[str] = []
+    worker = Worker(lambda: done.append("run"), lambda: done.append("end"))
+    assert not worker.is_over
+    worker.start()
+    assert worker.wait(60)
+    assert worker.is_over
+    assert worker.wait()
+    assert done == ["run", "end"]
+
+
+def test_a_wait_has_an_end():
+    """A timeout is kept to, and who waits longer gets what comes."""
+    gate = threading.Lock()
+    gate.acquire()
+    worker = Worker(lambda: gate.acquire() and None)
+    worker.start()
+    assert not worker.wait(0)
+    assert not worker.wait(0.01)
+    gate.release()
+    assert worker.wait(60)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_comes_into_a_start_leaves_it_over(monkeypatch, begun):
+    """Whether the thread had begun or not, the end comes once, and a wait comes to it."""
+    done: list[str] = []
+
+    def interrupted(run, _arguments):
+        if begun:
+            run()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_thread, "start_new_thread", interrupted)
+    worker = Worker(lambda: done.append("run"), lambda: done.append("end"))
+    with pytest.raises(KeyboardInterrupt):
+        worker.start()
+    assert worker.is_over is begun
+    worker.give_up()
+    assert worker.wait(60)
+    assert done == ["run", "end"][not begun :]
+    worker.give_up()
+    assert done == ["run", "end"][not begun :]
+
+
+def test_nobody_waits_for_a_thread_of_its_parent():
+    """In a forked child the thread is not there."""
+    gate = threading.Lock()
+    gate.acquire()
+    worker = Worker(lambda: gate.acquire() and None)
+    worker.start()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if worker.wait(60) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    gate.release()
+    assert worker.wait(60)
 
 
 _ALONE = """
 import resource, sys
-from sandboxsdk.host import start_thread
+from sandboxsdk.host import Worker
 
 resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28))
 import _thread
 _thread.stack_size(1 << 28)
 try:
-    start_thread(lambda: None)
+    Worker(lambda: None).start()
 except OSError as error:
     sys.exit(error.errno)
 """
@@ -55,7 +110,8 @@ def test_an_interrupt_at_any_moment_leaves_no_thread_behind():
         for number in range(_STARTS):
             try:
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 + (number % 100) * 1e-6)
-                start_thread(lambda: None)
+                worker = Worker(lambda: None)
+                worker.start()
                 time.sleep(0.001)
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 from pathlib import Path
 
@@ -54,10 +55,10 @@ def test_a_directory_that_is_gone_is_nobodys_failure(tmp_path):
 def test_without_a_thread_it_is_done_at_once(tmp_path, monkeypatch):
     """Where no thread can be had, who begins it does it."""
 
-    def refuse(_run):
-        raise OSError
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(removing, "start_thread", refuse)
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
     begin_removal(str(tmp_path), [fill(tmp_path, "upper-a")])
     assert os.listdir(tmp_path) == []
     assert not removing._removals
@@ -67,12 +68,12 @@ def test_without_a_thread_it_is_done_at_once(tmp_path, monkeypatch):
 def test_an_interrupt_of_the_start_leaves_nothing_to_wait_for(tmp_path, monkeypatch, starts):
     """Whether the thread came to run or not, nobody waits for ever."""
 
-    def interrupt(run):
+    def interrupt(run, _arguments):
         if starts:
             run()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(removing, "start_thread", interrupt)
+    monkeypatch.setattr(_thread, "start_new_thread", interrupt)
     with pytest.raises(KeyboardInterrupt):
         begin_removal(str(tmp_path), [fill(tmp_path, "upper-a")])
     await_removal(str(tmp_path))
