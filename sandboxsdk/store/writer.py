@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Protocol
 
 from sandboxsdk.codec import typed_digest
 from sandboxsdk.errors import Conflict
 
 from .catalog import Catalog
+from .crew import Crew
 from .frame import KINDS, OBJECT_BYTES_MAX, OBJECTS_MAX, build
 from .index import Place
 from .pack import PACK_BYTES_MAX, Frame, OpenPack
@@ -24,8 +25,6 @@ SEGMENT_BYTES = 1024 * 1024
 # So many objects are looked up at once.
 _BATCH_OBJECTS = 512
 _THREADS = 2
-# A small checkpoint needs no threads.
-_ALONE_BYTES_MAX = 2 * SEGMENT_BYTES
 _ON_THEIR_WAY = 4
 
 Object = tuple[int, bytes, bytes]
@@ -75,10 +74,7 @@ class Writer:
         self._met: dict[bytes, Object | Place | None] = {}
         self._pending = _Gathering()
         self._gathering: dict[int, _Gathering] = {}
-        self._slots = threading.BoundedSemaphore(_ON_THEIR_WAY)
-        self._pool: ThreadPoolExecutor | None = None
-        self._futures: list[Future[None]] = []
-        self._sent = 0
+        self._crew = Crew(self._write_noting, threads=_THREADS, waiting=_ON_THEIR_WAY)
         self._packs: list[OpenPack] = []
         self._frames: dict[str, list[Frame]] = {}
         self._failure: BaseException | None = None
@@ -169,8 +165,7 @@ class Writer:
             with self._guard:
                 rest = [gathering.objects for gathering in self._gathering.values()]
                 self._gathering = {}
-            self._send(rest)
-            self._wait()
+            self._finish(rest)
             changed = [pack for pack in self._packs if self._frames.get(pack.pack)]
             for pack in changed:
                 pack.sync()
@@ -191,8 +186,8 @@ class Writer:
         if os.getpid() != self._pid:
             return
         self._failure = Conflict(reason="this block of writing is over")
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        # What is on its way sees the failure and ends.
+        self._crew.end()
         for pack in self._packs:
             pack.cut()
             self._owner.put_back(pack)
@@ -244,40 +239,26 @@ class Writer:
     # --- From segments to the pack ----------------------------------------------------------------
 
     def _send(self, segments: list[list[Object]]) -> None:
-        self._sent += sum(len(data) for objects in segments for _, _, data in objects)
-        if self._pool is None and self._sent <= _ALONE_BYTES_MAX:
-            for objects in segments:
-                self._write(objects)
-            return
+        """Have full segments written by threads: where there is one, there will be more."""
         for objects in segments:
-            self._slots.acquire()
-            try:
-                future = self._threads().submit(self._write_in_turn, objects)
-            except BaseException:
-                self._slots.release()
-                raise
+            self._crew.give(objects)
+
+    def _finish(self, rest: list[list[Object]]) -> None:
+        """Write what is left; the little of a small checkpoint needs no threads."""
+        if self._crew.at_work:
+            self._send(rest)
+            self._crew.wait()
             with self._guard:
-                self._futures.append(future)
+                self._check()
+        else:
+            for objects in rest:
+                self._write(objects)
 
-    def _threads(self) -> ThreadPoolExecutor:
-        with self._guard:
-            self._check()
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="sandboxsdk-store")
-            return self._pool
-
-    def _wait(self) -> None:
-        with self._guard:
-            futures, self._futures = self._futures, []
-        for future in futures:
-            future.result()
-
-    def _write_in_turn(self, objects: list[Object]) -> None:
-        try:
+    def _write_noting(self, objects: list[Object]) -> None:
+        """In a thread: a failure is noted down, and ends the block."""
+        with suppress(BaseException):
             if self._failure is None:
                 self._write(objects)
-        finally:
-            self._slots.release()
 
     def _write(self, objects: list[Object]) -> None:
         try:
