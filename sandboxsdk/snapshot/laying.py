@@ -40,16 +40,17 @@ class Base:
     """A directory that can be laid over.
 
     Args:
-        leaves: of a directory that has some; not all of them need be stored.
-        ends: the names that end leaves.
+        leaves: of a directory that was read, if it has some.
+        kept: leaves that are stored already, of one that is not.
+        ends: the names that end leaves, if `kept` is given.
 
     Attributes:
         names: what it lists, in order.
         weight: about how many nodes' worth of memory it takes.
-        leaves: those that are stored.
+        leaves: all of them, once it is stored.
     """
 
-    __slots__ = ("_encoded", "_ends", "directory", "leaves", "names", "weight")
+    __slots__ = ("_encoded", "_ends", "_kept", "directory", "leaves", "names", "weight")
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class Base:
         encoded: list[bytes] | None = None,
         weight: int = 0,
         leaves: Leaves = NO_LEAVES,
+        kept: Leaves = NO_LEAVES,
         ends: list[bytes] | None = None,
     ) -> None:
         self.directory: Directory = directory
@@ -66,7 +68,7 @@ class Base:
         )
         self._encoded = encoded
         self.leaves: Leaves = leaves
-        self._ends = ends
+        self._kept, self._ends = kept, ends
         self.weight: int = weight or len(self.names) + 1
 
     @classmethod
@@ -93,10 +95,11 @@ class Base:
         """Store the directory; gives its digest. Raises as `write_directory`."""
         if len(self.names) >= LEAVED_MIN:
             made = write_leaved(
-                sink, self.directory, self.names, self.encoded, self._ends, self.leaves
+                sink, self.directory, self.names, self.encoded, self._ends, self._kept
             )
             if made is not None:
                 digest, self.leaves = made
+                self._kept, self._ends = NO_LEAVES, None
                 return digest
         page = None if self._encoded is None else one_page(self.directory, self._encoded)
         return write_directory(sink, self.directory) if page is None else sink.add(TREE, page)
@@ -180,7 +183,7 @@ class Laid:
         if base.leaves:
             ends, kept = after(base.leaves, *self._moved())
         weight = len(names) // _SHARED_PER_NODE + len(self._changes) + 1
-        return Base(own, names, encoded, weight, kept, ends)
+        return Base(own, names, encoded, weight, kept=kept, ends=ends)
 
     def _moved(self) -> tuple[list[bytes], list[bytes], list[bytes]]:
         """Name what came, went and changed."""

@@ -107,6 +107,25 @@ def test_one_change_of_a_large_directory_is_one_leaf(count):
         assert asked.bytes < 30_000 + 34 * len(base.leaves)
 
 
+def test_a_directory_that_was_small_meanwhile_is_cut_as_a_fresh_one():
+    """Leaves of what it was before do not come back when it grows again."""
+    sink = trees.Memory()
+    nodes = [t.Node(b"%06d" % number, t.FIFO, 0o600, number) for number in range(400)]
+    base = Base(msgspec.structs.replace(_own, nodes=nodes))
+    base.store(sink)
+    for count in (100, 130, 128, 129, 300):
+        laid = Laid(base)
+        for node in nodes[:count]:
+            laid[node.name] = node
+        for node in nodes[count:]:
+            laid.pop(node.name, None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(laying, "_ONE_BY_ONE_MAX", 1_000)
+            base = laid.finished(_own)
+        whole = msgspec.structs.replace(_own, nodes=nodes[:count])
+        assert base.store(sink) == t.write_directory(sink, whole)
+
+
 class Counting:
     """A sink that counts what it is given."""
 
