@@ -139,13 +139,13 @@ class FileLock:
                 return False
         else:
             return True
-        if self._wait is None:
+        wait = self._wait
+        if wait is None:
             wait = _Wait(file)
             wait.start()
             self._wait = wait
         # Taken or not: if it is not used, because the time is over or an exception came, the file
         # is closed, and what the thread gets then, it lets go of at once.
-        wait = self._wait
         wait.wait(timeout)
         if wait.over:
             self._wait = None

@@ -77,5 +77,7 @@ class Crew(Generic[T]):
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            self._do(job[0])
-            self._room.put(None)
+            try:
+                self._do(job[0])
+            finally:
+                self._room.put(None)

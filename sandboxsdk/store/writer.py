@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Protocol
 
 from sandboxsdk.codec import typed_digest
@@ -255,10 +254,12 @@ class Writer:
                 self._write(objects)
 
     def _write_noting(self, objects: list[Object]) -> None:
-        """In a thread: a failure is noted down, and ends the block."""
-        with suppress(BaseException):
+        """In a thread, or here where none can be had: whatever fails ends the block."""
+        try:
             if self._failure is None:
                 self._write(objects)
+        except BaseException as error:  # noqa: BLE001 - whoever adds or commits next is told
+            self._fail(error)
 
     def _write(self, objects: list[Object]) -> None:
         try:

@@ -214,7 +214,7 @@ def test_leaves_end_where_too_much_is_listed(monkeypatch):
     """An index of one leaf again and again is refused before all of them are read."""
     monkeypatch.setattr(t, "ENTRIES_MAX", 25)
     sink, _ = leaved([raw_node(name=b"%d" % n) for n in range(10)])
-    (leaf,) = [found for found, (_, data) in sink.objects.items() if data[1:2] == b"\x02"][:1]
+    (leaf,) = [found for found, (_, data) in sink.objects.items() if data[:2] == b"\x92\x02"]
     index = sink.add(TREE, encode_msgpack([t.LEAVED_VERSION, 0, 0, 0, 0, [], [leaf] * 1000]))
     sink.reads = 0
     with pytest.raises(Corrupt, match="more than 25 entries"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import os
@@ -436,3 +437,32 @@ def test_a_writer_that_was_interrupted_commits_nothing(store, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             writer.commit()
     assert store.has([typed_digest(BLOB, b"0")]) == set()
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_an_interrupt_of_a_segment_is_told_by_the_commit(store, monkeypatch, threads):
+    """Whatever comes before a segment is written, in a thread or where none can be had: nothing of
+    the block counts.
+    """
+    if not threads:
+
+        def refuse(*_):
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    content = [os.urandom(400_000) for _ in range(6)]
+    with store.writing() as writer:
+
+        def interrupted(_objects):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(writer, "_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            for data in content:
+                writer.add(BLOB, data)
+            writer.commit()
+        monkeypatch.undo()
+        with pytest.raises(KeyboardInterrupt):
+            writer.commit()
+    digests = [typed_digest(BLOB, data) for data in content]
+    assert not store.has(digests)
