@@ -131,24 +131,21 @@ class Part(msgspec.Struct, array_like=True, frozen=True, gc=False):
     content: bytes
 
 
-class _TreePage(msgspec.Struct, array_like=True, frozen=True):
+class _Head(msgspec.Struct, array_like=True, frozen=True):
     version: int
     mode: int
     mtime: int
     uid: int
     gid: int
     attributes: Attributes
+
+
+class _TreePage(_Head, array_like=True, frozen=True):
     nodes: Annotated[tuple[Node, ...], msgspec.Meta(max_length=_PAGE_ITEMS_MAX)]
     following: bytes
 
 
-class _TreeIndex(msgspec.Struct, array_like=True, frozen=True):
-    version: int
-    mode: int
-    mtime: int
-    uid: int
-    gid: int
-    attributes: Attributes
+class _TreeIndex(_Head, array_like=True, frozen=True):
     leaves: Annotated[tuple[bytes, ...], msgspec.Meta(min_length=1, max_length=_PAGE_ITEMS_MAX)]
 
 
@@ -236,15 +233,7 @@ def write_leaved(
                 return None
             pages[key] = page
     leaves = {key: kept[key] if key in kept else sink.add(TREE, pages[key]) for key, _, _ in parts}
-    index = _TreeIndex(
-        LEAVED_VERSION,
-        directory.mode,
-        directory.mtime,
-        directory.uid,
-        directory.gid,
-        directory.attributes,
-        tuple(leaves.values()),
-    )
+    index = _TreeIndex(LEAVED_VERSION, *_metadata(directory), tuple(leaves.values()))
     return sink.add(TREE, encode_msgpack(index)), leaves
 
 
@@ -258,18 +247,7 @@ def _array_head(count: int) -> bytes:
 
 
 def _encoded(directory: Directory, nodes: Sequence[Node], following: bytes) -> bytes:
-    return encode_msgpack(
-        _TreePage(
-            VERSION,
-            directory.mode,
-            directory.mtime,
-            directory.uid,
-            directory.gid,
-            directory.attributes,
-            tuple(nodes),
-            following,
-        )
-    )
+    return encode_msgpack(_TreePage(VERSION, *_metadata(directory), tuple(nodes), following))
 
 
 def read_directory(reader: Objects, digest: bytes) -> Directory:
@@ -311,7 +289,7 @@ def _read_index(reader: Objects, index: _TreeIndex, path: str) -> tuple[Director
     check_metadata(index, path)
     check_attributes(index.attributes, path)
     check_nodes(nodes, path)
-    found = Directory(index.mode, index.mtime, index.uid, index.gid, index.attributes, nodes)
+    found = Directory(*_metadata(index), nodes)
     # Cut in other places, it says the same, but its leaves are not those of what it becomes.
     ends = ends_of([node.name for node in nodes])
     as_usual = len(leaves) == len(index.leaves) and list(leaves) in (ends, [*ends, LAST])
@@ -335,7 +313,7 @@ def _read_pages(reader: Objects, data: bytes, path: str) -> Directory:
     check_metadata(first, path)
     check_attributes(first.attributes, path)
     check_nodes(nodes, path)
-    return Directory(first.mode, first.mtime, first.uid, first.gid, first.attributes, nodes)
+    return Directory(*_metadata(first), nodes)
 
 
 def _page(data: bytes, path: str) -> _TreePage:
@@ -433,8 +411,8 @@ def _node_bytes(node: Node) -> int:
     return len(node.name) + len(node.content) + held + _NODE_BYTES
 
 
-def _metadata(page: _TreePage) -> tuple[int, int, int, int, Attributes]:
-    return page.mode, page.mtime, page.uid, page.gid, page.attributes
+def _metadata(of: _Head | Directory) -> tuple[int, int, int, int, Attributes]:
+    return of.mode, of.mtime, of.uid, of.gid, of.attributes
 
 
 def _check_version(version: int, path: str) -> None:
